@@ -1,0 +1,239 @@
+//! Rooms and messages.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::{
+    contract::{EventRow, Namespace, Route, event, route},
+    dispatch::{App, Caller},
+    identity::Role,
+    ids::{MessageId, RoomId, Seq, Timestamp, UserId},
+    ports::Reads,
+    refusal::Refusal,
+};
+
+pub mod chat_history;
+pub mod events;
+pub mod join_room;
+pub mod leave_room;
+pub mod mark_message_read;
+pub mod send_message;
+pub mod text;
+pub mod typing_indicator;
+
+use self::{
+    chat_history::{ChatHistory, HistoryPage},
+    events::{
+        MessageRead, ReceiveMessage, RoomJoined, RoomLeft, UnreadCount, UserJoinedRoom,
+        UserLeftRoom,
+    },
+    join_room::JoinRoom,
+    leave_room::LeaveRoom,
+    mark_message_read::MarkMessageRead,
+    send_message::SendMessage,
+    typing_indicator::{Typing, TypingIndicator},
+};
+
+pub const COMMANDS: &[Route] = &[
+    route::<JoinRoom>(),
+    route::<LeaveRoom>(),
+    route::<SendMessage>(),
+    route::<TypingIndicator>(),
+    route::<MarkMessageRead>(),
+    route::<ChatHistory>(),
+];
+
+pub const EVENTS: &[EventRow] = &[
+    event::<RoomJoined>(),
+    event::<UserJoinedRoom>(),
+    event::<RoomLeft>(),
+    event::<UserLeftRoom>(),
+    event::<ReceiveMessage>(),
+    event::<Typing>(),
+    event::<MessageRead>(),
+    event::<UnreadCount>(),
+    event::<HistoryPage>(),
+];
+
+/// Chat and presence, on `/`, `/api` and `/chat`.
+#[derive(Debug)]
+pub enum Chat {}
+impl Namespace for Chat {
+    const PATHS: &'static [&'static str] = &["/", "/api", "/chat"];
+}
+
+/// `[chat]` of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Whether the first join creates a room that anyone of the tenant may join
+    /// (semantics D2.10).
+    pub open_rooms: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { open_rooms: true }
+    }
+}
+
+/// Messages a join shows, and the default page of the history.
+pub const PAGE: u32 = 50;
+/// Characters of a message, after NFC (semantics D2.9).
+pub const MAX_MESSAGE_CHARS: usize = 4_000;
+
+/// What a room is for; decided by its id when it is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoomKind {
+    Direct,
+    Mentor,
+    StudyGroup,
+    Exam,
+}
+
+impl RoomKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "DIRECT",
+            Self::Mentor => "MENTOR",
+            Self::StudyGroup => "STUDY_GROUP",
+            Self::Exam => "EXAM",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Direct, Self::Mentor, Self::StudyGroup, Self::Exam]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+    }
+}
+
+/// A room's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatRoom {
+    pub id: RoomId,
+    pub kind: RoomKind,
+    /// The `seq` of the newest message; 0 before the first.
+    pub last_seq: Seq,
+}
+
+/// What a member has not read. Always what a recount would give: it is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The room's newest `seq`.
+    pub last_seq: Seq,
+    /// Messages up to here count as read; never decreases.
+    pub last_read: Seq,
+    /// Messages of others after it.
+    pub count: i64,
+}
+
+impl Unread {
+    /// Grows with every change of the count: it changes only when one of the two positions does,
+    /// and neither ever decreases.
+    pub const fn rev(&self) -> i64 {
+        self.last_seq.0 + self.last_read.0
+    }
+}
+
+/// A message as it stands in the database and on the wire: the contract's row, `seq` and
+/// `clientMsgId`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ChatMessage {
+    pub id: MessageId,
+    pub room_id: RoomId,
+    pub sender_id: UserId,
+    /// Never empty: clients take its first letter.
+    pub sender_name: String,
+    pub sender_avatar: Option<String>,
+    /// Sanitised HTML.
+    pub message: String,
+    pub message_type: String,
+    pub file_url: Option<String>,
+    pub file_name: Option<String>,
+    /// Bytes.
+    pub file_size: Option<i64>,
+    pub is_read: bool,
+    pub created_at: Timestamp,
+    pub seq: Seq,
+    #[serde(rename = "clientMsgId")]
+    pub client_msg_id: Option<String>,
+}
+
+/// A message before it has its place.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    pub id: MessageId,
+    pub room: RoomId,
+    pub sender: UserId,
+    pub sender_name: String,
+    pub sender_avatar: Option<String>,
+    pub message: String,
+    pub message_type: String,
+    pub file_url: Option<String>,
+    pub file_name: Option<String>,
+    pub file_size: Option<i64>,
+    pub client_msg_id: Option<String>,
+    pub created_at: Timestamp,
+}
+
+/// Which part of a room's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    Latest,
+    Before(Seq),
+    After(Seq),
+    /// Half before and half from here on.
+    Around(Seq),
+}
+
+/// What the id of a room says about who may enter it.
+enum Door<'a> {
+    Open,
+    Mentor(&'a str),
+    MembersOnly,
+    Reserved,
+}
+
+impl RoomId {
+    fn door(&self) -> Door<'_> {
+        let id = self.as_str();
+        match id.split_once(':') {
+            Some(("user" | "exam", _)) => Door::Reserved,
+            Some(("study-group", _)) => Door::MembersOnly,
+            Some(("mentor", user)) => Door::Mentor(user),
+            _ => Door::Open,
+        }
+    }
+
+    fn kind(&self) -> RoomKind {
+        match self.door() {
+            Door::Mentor(_) => RoomKind::Mentor,
+            Door::MembersOnly => RoomKind::StudyGroup,
+            Door::Open | Door::Reserved => RoomKind::Direct,
+        }
+    }
+}
+
+/// Rooms are joined by right, not by name (semantics D2.10). Asked only of those who are not
+/// members yet.
+async fn may_enter(
+    app: &App,
+    caller: &Caller,
+    reads: &mut (impl Reads + ?Sized),
+    room: &RoomId,
+) -> Result<(), Refusal> {
+    let allowed = match room.door() {
+        Door::Open => app.chat.open_rooms && !app.presence.is_connection(room.as_str()),
+        Door::Mentor(user) if user == caller.user.as_str() => true,
+        Door::Mentor(_) if caller.role.is_staff() => true,
+        Door::Mentor(user) => match UserId::new(user) {
+            Ok(user) => reads
+                .user(&caller.tenant, &user)
+                .await?
+                .is_some_and(|mentor| mentor.role == Role::Mentor),
+            Err(_) => false,
+        },
+        Door::MembersOnly | Door::Reserved => false,
+    };
+    if allowed { Ok(()) } else { Err(Refusal::Forbidden) }
+}

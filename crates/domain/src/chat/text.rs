@@ -1,0 +1,129 @@
+//! What people write, made safe to show.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::LazyLock,
+};
+
+use unicode_normalization::UnicodeNormalization;
+
+use super::MAX_MESSAGE_CHARS;
+use crate::refusal::Refusal;
+
+/// The contract's tags and attributes, and nothing that can run.
+static CLEANER: LazyLock<ammonia::Builder<'static>> = LazyLock::new(|| {
+    let mut cleaner = ammonia::Builder::empty();
+    cleaner
+        .tags(HashSet::from(["b", "i", "em", "strong", "a", "br", "p"]))
+        .tag_attributes(HashMap::from([("a", HashSet::from(["href", "target"]))]))
+        .clean_content_tags(HashSet::from(["script", "style"]))
+        .url_schemes(HashSet::from(["http", "https"]))
+        .link_rel(None);
+    cleaner
+});
+
+/// NFC, harmless HTML, without surrounding white space. Nothing left counts as missing.
+pub fn sanitise(message: &str) -> Result<String, Refusal> {
+    let message: String = message.nfc().collect();
+    if message.chars().count() > MAX_MESSAGE_CHARS {
+        let limit = format!("message: at most {MAX_MESSAGE_CHARS} characters");
+        return Err(Refusal::TooLarge(limit.into()));
+    }
+    let clean = CLEANER.clean(&message).to_string();
+    let clean = clean.trim();
+    if clean.is_empty() {
+        return Err(Refusal::Required("message: nothing to show".into()));
+    }
+    Ok(clean.to_owned())
+}
+
+/// An optional text of bounded length; an empty one is none.
+pub fn short(
+    field: &'static str,
+    text: Option<String>,
+    max_chars: usize,
+) -> Result<Option<String>, Refusal> {
+    match text {
+        Some(text) if text.chars().count() > max_chars => {
+            Err(Refusal::Invalid(format!("{field}: at most {max_chars} characters").into()))
+        }
+        Some(text) if text.contains('\0') => {
+            Err(Refusal::Invalid(format!("{field}: no zero characters").into()))
+        }
+        text => Ok(text.filter(|text| !text.is_empty())),
+    }
+}
+
+/// A link somebody may follow: http, https, or a path on this site.
+pub fn link(field: &'static str, link: Option<String>) -> Result<Option<String>, Refusal> {
+    let Some(link) = short(field, link, 2_048)? else { return Ok(None) };
+    let is_path = link.starts_with('/')
+        && !link.starts_with("//")
+        && !link.contains(['\\', '\t', '\n', '\r']);
+    let is_web =
+        || url::Url::parse(&link).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    if is_path || is_web() {
+        Ok(Some(link))
+    } else {
+        Err(Refusal::Invalid(format!("{field}: http, https or a path on this site").into()))
+    }
+}
+
+/// A number of bytes that every client can represent.
+pub fn byte_count(field: &'static str, bytes: Option<u64>) -> Result<Option<i64>, Refusal> {
+    const MAX_SAFE_INTEGER: i64 = 9_007_199_254_740_991;
+    bytes
+        .map(|bytes| match i64::try_from(bytes) {
+            Ok(bytes) if bytes <= MAX_SAFE_INTEGER => Ok(bytes),
+            _ => Err(Refusal::Invalid(format!("{field}: too large").into())),
+        })
+        .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_harmless_html_is_kept() {
+        for (raw, clean) in [
+            ("hello", "hello"),
+            ("<b>bold</b><script>alert(1)</script>", "<b>bold</b>"),
+            ("<img src=x onerror=alert(1)>hi", "hi"),
+            ("<a href=\"javascript:alert(1)\">x</a>", "<a>x</a>"),
+            (
+                "<a href=\"https://x.example\" target=\"_blank\" onclick=\"y\">x</a>",
+                "<a href=\"https://x.example\" target=\"_blank\">x</a>",
+            ),
+            ("<p>a<br>b</p>", "<p>a<br>b</p>"),
+            ("2 < 3 & 4", "2 &lt; 3 &amp; 4"),
+        ] {
+            assert_eq!(sanitise(raw).unwrap(), clean);
+        }
+    }
+
+    #[test]
+    fn nothing_to_show_counts_as_missing() {
+        for raw in ["", "   ", "<script>alert(1)</script>"] {
+            assert!(matches!(sanitise(raw), Err(Refusal::Required(_))), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn the_limit_counts_characters_after_composition() {
+        assert!(sanitise(&"e\u{301}".repeat(4_000)).is_ok());
+        assert!(matches!(sanitise(&"e".repeat(4_001)), Err(Refusal::TooLarge(_))));
+    }
+
+    #[test]
+    fn links_lead_to_the_web_or_to_this_site() {
+        for good in ["https://x.example/a", "http://x.example", "/uploads/a.pdf"] {
+            assert_eq!(link("fileUrl", Some(good.into())).unwrap().as_deref(), Some(good));
+        }
+        for bad in
+            ["javascript:alert(1)", "//evil.example", "data:text/html,x", "uploads/a", "/\\e"]
+        {
+            assert!(link("fileUrl", Some(bad.into())).is_err(), "{bad}");
+        }
+    }
+}

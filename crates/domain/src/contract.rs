@@ -1,0 +1,341 @@
+//! What an event is. The two static lists at the end are the only lists of events there are:
+//! registration, admission, documentation, types and table tests are read from them.
+
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, schema_for};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+use crate::{
+    chat,
+    dispatch::{BoxFuture, Cx, run},
+    identity::Role,
+    ids::{RoomId, UserId},
+    presence,
+    refusal::{Code, Refusal},
+    session,
+};
+
+/// A set of Socket.IO namespaces that carry the same events: views of one platform.
+pub trait Namespace: Send + Sync + 'static {
+    /// `/` and `/api` carry everything, a feature's own namespace its part.
+    const PATHS: &'static [&'static str];
+}
+
+/// Every namespace a client may connect to.
+pub const ALL_PATHS: &[&str] =
+    &["/", "/api", "/chat", "/exam", "/leaderboard", "/notification", "/study-group"];
+
+/// What exists everywhere: `error`, `heartbeat`, `carillon:*`.
+#[derive(Debug)]
+pub enum Everywhere {}
+impl Namespace for Everywhere {
+    const PATHS: &'static [&'static str] = ALL_PATHS;
+}
+
+/// Who receives an event.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Address {
+    /// The one socket whose command this answers.
+    Caller,
+    /// Every socket of a user.
+    User(UserId),
+    /// Every socket that joined the room.
+    Room(RoomId),
+    /// Every socket in the room except those of the caller's user.
+    Others(RoomId),
+    /// Every socket of a user and every socket in any of the rooms, each once.
+    Around(UserId, Vec<RoomId>),
+}
+
+/// A kind of address; an event names the only kind it can be sent to.
+pub trait To: Into<Address> {
+    /// For the documentation.
+    const WHOM: &'static str;
+}
+
+macro_rules! addresses {
+    ($($(#[$doc:meta])* $name:ident($($field:ident: $type:ty),*) = $whom:literal => $address:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name($(pub $type),*);
+        impl From<$name> for Address {
+            fn from($name($($field),*): $name) -> Self { $address }
+        }
+        impl To for $name {
+            const WHOM: &'static str = $whom;
+        }
+    )*};
+}
+addresses! {
+    /// The socket that sent the command.
+    ToCaller() = "the caller" => Address::Caller;
+    /// All of a user's sockets.
+    ToUser(user: UserId) = "all sockets of one user" => Address::User(user);
+    /// The whole room, the sender included.
+    ToRoom(room: RoomId) = "the room" => Address::Room(room);
+    /// The room without the caller's own sockets.
+    ToOthers(room: RoomId) = "the others in the room" => Address::Others(room);
+}
+
+/// Server to client. `To` is the only kind of address it can be sent to.
+pub trait Event: Serialize + JsonSchema + 'static {
+    type In: Namespace;
+    type To: To;
+    const NAME: &'static str;
+    /// True: an outbox row in the transaction of the command, delivered in the tenant's order.
+    const DURABLE: bool = false;
+}
+
+/// Client to server. The payload type is the definition; its newtypes are the validation.
+pub trait Command: DeserializeOwned + Serialize + JsonSchema + Send + 'static {
+    type In: Namespace;
+    /// The acknowledgement beside `ok: true`; always an object.
+    type Reply: Serialize + JsonSchema + Send;
+    const NAME: &'static str;
+    const POLICY: Policy;
+    /// `Some`: the caller must have joined it or be a member.
+    fn room(&self) -> Option<&RoomId> {
+        None
+    }
+    /// One sample for documentation, table tests and the load test.
+    fn example() -> Self;
+}
+
+/// What a command does once it is decoded and admitted.
+#[diagnostic::on_unimplemented(
+    message = "no handler for the command `{Self}`",
+    label = "implement `Handle` beside its payload"
+)]
+pub trait Handle: Command {
+    fn handle(self, cx: &mut Cx<'_>) -> impl Future<Output = Result<Self::Reply, Refusal>> + Send;
+}
+
+/// Commands that share a rate bucket. The bucket belongs to a user, across all their sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Chat messages; 60 a minute as the servers replaced.
+    Message,
+    /// Typing indicators.
+    Typing,
+    /// Read marks: the shipped frontend repeats them for every unread message it shows.
+    Read,
+    /// Joining, leaving and reading rooms.
+    Room,
+    /// Signs of life.
+    Heartbeat,
+}
+
+impl Class {
+    pub const ALL: &'static [Self] =
+        &[Self::Message, Self::Typing, Self::Read, Self::Room, Self::Heartbeat];
+
+    /// The name in configuration and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Typing => "typing",
+            Self::Read => "read",
+            Self::Room => "room",
+            Self::Heartbeat => "heartbeat",
+        }
+    }
+
+    /// The default: so many in a period, refilled evenly.
+    pub const fn default_rate(self) -> Rate {
+        match self {
+            Self::Message => Rate::per_minute(60),
+            Self::Typing | Self::Room => Rate::per_minute(240),
+            Self::Read => Rate::per_minute(1_200),
+            Self::Heartbeat => Rate::per_minute(120),
+        }
+    }
+}
+
+/// So many commands in a period: the burst, and refilled evenly over the period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub count: u32,
+    pub period: Duration,
+}
+
+impl Rate {
+    pub const fn per_minute(count: u32) -> Self {
+        Self { count, period: Duration::from_mins(1) }
+    }
+}
+
+/// What a command needs from the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Rows of its own, no durable event.
+    Rows,
+    /// Durable events: takes its turn in the tenant's lane (design D3).
+    Lane,
+}
+
+/// Without an acknowledgement callback, which refusals are told by the `error` event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Telling {
+    All,
+    /// Only a missing required field; the contract calls the rest silent.
+    RequiredOnly,
+    Nothing,
+}
+
+/// What is checked before a command runs, and how it is refused. Plain data.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    pub class: Class,
+    pub scope: Scope,
+    /// The whole payload, in bytes.
+    pub max_bytes: usize,
+    pub telling: Telling,
+    /// Lost without harm: refused as `BUSY` when the inbox is full.
+    pub ephemeral: bool,
+    /// `None`: everybody.
+    pub roles: Option<&'static [Role]>,
+    /// The contract's text for a missing or wrongly typed required field.
+    pub required: &'static str,
+    /// The contract's text for every failure that has no text of its own.
+    pub failed: &'static str,
+    /// Texts of single codes, where the contract has one.
+    pub texts: &'static [(Code, &'static str)],
+}
+
+impl Policy {
+    /// The common case: everybody, durable, every refusal told.
+    pub const fn new(class: Class, required: &'static str, failed: &'static str) -> Self {
+        Self {
+            class,
+            scope: Scope::Lane,
+            max_bytes: 4 * 1024,
+            telling: Telling::All,
+            ephemeral: false,
+            roles: None,
+            required,
+            failed,
+            texts: &[],
+        }
+    }
+    #[must_use]
+    pub const fn rows_only(self) -> Self {
+        Self { scope: Scope::Rows, ..self }
+    }
+    #[must_use]
+    pub const fn ephemeral(self) -> Self {
+        Self { scope: Scope::Rows, ephemeral: true, ..self }
+    }
+    #[must_use]
+    pub const fn max_bytes(self, max_bytes: usize) -> Self {
+        Self { max_bytes, ..self }
+    }
+    #[must_use]
+    pub const fn telling(self, telling: Telling) -> Self {
+        Self { telling, ..self }
+    }
+    #[must_use]
+    pub const fn texts(self, texts: &'static [(Code, &'static str)]) -> Self {
+        Self { texts, ..self }
+    }
+
+    /// The contract's text for a refusal of this command.
+    pub fn text(&self, refusal: &Refusal) -> &'static str {
+        match refusal {
+            Refusal::Required(_) => self.required,
+            Refusal::RateLimited { .. } => "Rate limit exceeded. Please slow down.",
+            Refusal::UnknownEvent => "Unknown event",
+            _ => {
+                let code = refusal.code();
+                let own = self.texts.iter().find(|(of, _)| *of == code);
+                own.map_or(self.failed, |(_, text)| text)
+            }
+        }
+    }
+}
+
+type Run =
+    for<'a, 'b> fn(&'a mut Cx<'b>, &'a RawValue) -> BoxFuture<'a, Result<Box<RawValue>, Refusal>>;
+
+/// One row of [`COMMANDS`]: constants and function pointers.
+pub struct Route {
+    pub name: &'static str,
+    pub paths: &'static [&'static str],
+    pub policy: Policy,
+    pub payload: fn() -> Schema,
+    pub reply: fn() -> Schema,
+    pub example: fn() -> String,
+    pub run: Run,
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Route({})", self.name)
+    }
+}
+
+pub const fn route<C: Handle>() -> Route {
+    Route {
+        name: C::NAME,
+        paths: <C::In as Namespace>::PATHS,
+        policy: C::POLICY,
+        payload: || schema_for!(C),
+        reply: || schema_for!(C::Reply),
+        example: || serde_json::to_string(&C::example()).expect("an example is plain data"),
+        run: run::<C>,
+    }
+}
+
+/// One row of [`EVENTS`].
+pub struct EventRow {
+    pub name: &'static str,
+    pub paths: &'static [&'static str],
+    pub whom: &'static str,
+    pub durable: bool,
+    pub payload: fn() -> Schema,
+}
+
+impl std::fmt::Debug for EventRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EventRow({})", self.name)
+    }
+}
+
+pub const fn event<E: Event>() -> EventRow {
+    EventRow {
+        name: E::NAME,
+        paths: <E::In as Namespace>::PATHS,
+        whom: <E::To as To>::WHOM,
+        durable: E::DURABLE,
+        payload: || schema_for!(E),
+    }
+}
+
+/// The row of one event type, as a constant of static lifetime.
+pub(crate) struct RowOf<E>(std::marker::PhantomData<E>);
+impl<E: Event> RowOf<E> {
+    pub(crate) const ROW: &'static EventRow = &event::<E>();
+}
+
+/// Everything a client can ask, by domain.
+pub const COMMANDS: &[&[Route]] = &[session::COMMANDS, chat::COMMANDS];
+
+/// Everything the server can tell, by domain.
+pub const EVENTS: &[&[EventRow]] = &[session::EVENTS, presence::EVENTS, chat::EVENTS];
+
+/// The command of that name in that namespace.
+pub fn find_command(path: &str, name: &str) -> Option<&'static Route> {
+    COMMANDS
+        .iter()
+        .copied()
+        .flatten()
+        .find(|route| route.name == name && route.paths.contains(&path))
+}
+
+/// The event of that name.
+pub fn find_event(name: &str) -> Option<&'static EventRow> {
+    EVENTS.iter().copied().flatten().find(|row| row.name == name)
+}

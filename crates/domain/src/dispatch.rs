@@ -1,0 +1,304 @@
+//! The only path from a payload to effects.
+//!
+//! Nothing a handler can reach sends. It returns effects, and they leave [`dispatch`] only after
+//! the COMMIT: an acknowledgement means committed.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    chat::{self, typing_indicator::Typists},
+    contract::{Address, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
+    identity::Role,
+    ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
+    ports::{Admission, Clock, Ids, Reads, Store, Tx},
+    presence::Presence,
+    refusal::Refusal,
+};
+
+/// A future that can be named: what a function pointer in a static table returns.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What every command can reach: the ports, and the state of this node, which is a cache.
+pub struct App {
+    pub store: Arc<dyn Store>,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn Ids>,
+    pub admission: Arc<dyn Admission>,
+    pub presence: Presence,
+    pub typists: Typists,
+    pub chat: chat::Settings,
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("App")
+    }
+}
+
+/// Who asks: one socket of a user, or the system itself.
+#[derive(Debug)]
+pub struct Caller {
+    pub tenant: TenantId,
+    pub user: UserId,
+    pub name: String,
+    pub avatar: Option<String>,
+    pub role: Role,
+    pub connection: ConnectionId,
+    /// The rooms this socket has joined. Changed by the fanout when a `Join` or `Leave` takes
+    /// effect, never by a handler.
+    pub joined: Joined,
+}
+
+/// The rooms of one socket.
+#[derive(Debug, Default)]
+pub struct Joined(Mutex<HashSet<RoomId>>);
+
+impl Joined {
+    pub fn contains(&self, room: &RoomId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(room)
+    }
+    /// True when it was not there.
+    pub fn insert(&self, room: RoomId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(room)
+    }
+    /// True when it was there.
+    pub fn remove(&self, room: &RoomId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(room)
+    }
+    pub fn all(&self) -> Vec<RoomId> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// What a command changes outside the database.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    Emit(Emit),
+    /// The caller's socket enters the room and gets every durable event after `after`, each once.
+    Join {
+        room: RoomId,
+        after: Offset,
+    },
+    Leave(RoomId),
+}
+
+/// An event on its way out, encoded once.
+#[derive(Clone, Debug)]
+pub struct Emit {
+    pub row: &'static EventRow,
+    pub to: Address,
+    /// One JSON object.
+    pub payload: Arc<RawValue>,
+    /// Set for durable events, once they are in the outbox.
+    pub offset: Option<Offset>,
+}
+
+impl Emit {
+    /// Encodes an event for its address.
+    pub fn new<E: Event>(to: E::To, event: &E) -> Result<Self, Refusal> {
+        let payload = serde_json::value::to_raw_value(event).map_err(Refusal::internal)?;
+        Ok(Self { row: RowOf::<E>::ROW, to: to.into(), payload: payload.into(), offset: None })
+    }
+}
+
+/// What a command did, once it is committed.
+#[derive(Debug)]
+pub struct Done {
+    /// The acknowledgement: `{"ok":true,…}`.
+    pub reply: Box<RawValue>,
+    pub effects: Vec<Effect>,
+}
+
+/// One command while it runs.
+pub struct Cx<'a> {
+    pub app: &'a App,
+    pub caller: &'a Caller,
+    /// When the command was received; it is judged by this, also when its commit is delayed.
+    pub now: Timestamp,
+    /// Whether the client waits for an acknowledgement.
+    pub acknowledged: bool,
+    scope: Scope,
+    tx: Option<Box<dyn Tx>>,
+    effects: Vec<Effect>,
+}
+
+impl<'a> Cx<'a> {
+    pub fn new(
+        app: &'a App,
+        caller: &'a Caller,
+        policy: &Policy,
+        now: Timestamp,
+        acknowledged: bool,
+    ) -> Self {
+        let scope = policy.scope;
+        Self { app, caller, now, acknowledged, scope, tx: None, effects: Vec::new() }
+    }
+
+    /// The transaction, opened at the first call: a command that never asks never touches the
+    /// database.
+    pub async fn tx(&mut self) -> Result<&mut dyn Tx, Refusal> {
+        if self.tx.is_none() {
+            self.tx = Some(self.app.store.begin(&self.caller.tenant, self.scope).await?);
+        }
+        Ok(self.tx.as_mut().expect("opened above").as_mut())
+    }
+
+    /// A snapshot, for commands that only read.
+    pub async fn read(&mut self) -> Result<Box<dyn Reads>, Refusal> {
+        self.app.store.read().await
+    }
+
+    /// Records an event; it leaves after the commit.
+    pub fn send<E: Event>(&mut self, to: E::To, event: &E) -> Result<(), Refusal> {
+        self.effects.push(Effect::Emit(Emit::new(to, event)?));
+        Ok(())
+    }
+
+    /// Records an effect made elsewhere.
+    pub fn record(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Records that the caller's socket enters a room whose history it was shown up to `after`.
+    pub fn join(&mut self, room: RoomId, after: Offset) {
+        self.effects.push(Effect::Join { room, after });
+    }
+
+    /// Records that the caller's socket leaves a room.
+    pub fn leave(&mut self, room: RoomId) {
+        self.effects.push(Effect::Leave(room));
+    }
+
+    /// Outbox rows, COMMIT, and only now the effects.
+    async fn commit(mut self) -> Result<Vec<Effect>, Refusal> {
+        let durable = durable(&mut self.effects);
+        if !durable.is_empty() {
+            let rows: Vec<&Emit> = durable.iter().map(|emit| &**emit).collect();
+            let tenant = self.caller.tenant.clone();
+            let tx = match &mut self.tx {
+                Some(tx) => tx,
+                none => none.insert(self.app.store.begin(&tenant, self.scope).await?),
+            };
+            let last = tx.publish(&tenant, self.now, &rows).await?;
+            for (emit, offset) in durable.into_iter().rev().zip((1..=last.0).rev()) {
+                emit.offset = Some(Offset(offset));
+            }
+        }
+        if let Some(tx) = self.tx {
+            tx.commit().await?;
+        }
+        Ok(self.effects)
+    }
+}
+
+fn durable(effects: &mut [Effect]) -> Vec<&mut Emit> {
+    effects
+        .iter_mut()
+        .filter_map(|effect| match effect {
+            Effect::Emit(emit) if emit.row.durable => Some(emit),
+            Effect::Emit(_) | Effect::Join { .. } | Effect::Leave(_) => None,
+        })
+        .collect()
+}
+
+/// Runs one command: admit, decode, check the room, handle, commit. What comes back has happened.
+pub async fn dispatch(
+    app: &App,
+    caller: &Caller,
+    route: &Route,
+    payload: &RawValue,
+    now: Timestamp,
+    acknowledged: bool,
+) -> Result<Done, Refusal> {
+    admit(app, caller, &route.policy, payload)?;
+    let mut cx = Cx::new(app, caller, &route.policy, now, acknowledged);
+    let reply = (route.run)(&mut cx, payload).await?;
+    let effects = cx.commit().await?;
+    Ok(Done { reply, effects })
+}
+
+/// Role, size and rate, before anything is decoded.
+fn admit(app: &App, caller: &Caller, policy: &Policy, payload: &RawValue) -> Result<(), Refusal> {
+    if policy.roles.is_some_and(|roles| !roles.contains(&caller.role)) {
+        return Err(Refusal::Forbidden);
+    }
+    if payload.get().len() > policy.max_bytes {
+        return Err(Refusal::TooLarge(format!("at most {} bytes", policy.max_bytes).into()));
+    }
+    app.admission
+        .admit(caller, policy.class)
+        .map_err(|retry_after| Refusal::RateLimited { retry_after })
+}
+
+/// Decodes, checks the room and handles; what a [`Route`] points to.
+pub(crate) fn run<'a, C: Handle>(
+    cx: &'a mut Cx<'_>,
+    payload: &'a RawValue,
+) -> BoxFuture<'a, Result<Box<RawValue>, Refusal>> {
+    Box::pin(async move {
+        let command = decode::<C>(payload)?;
+        if let Some(room) = command.room() {
+            require_member(cx, room, C::POLICY.ephemeral).await?;
+        }
+        let reply = command.handle(cx).await?;
+        acknowledge(&reply)
+    })
+}
+
+/// `{"ok":true}` and the fields of the reply.
+fn acknowledge(reply: &impl Serialize) -> Result<Box<RawValue>, Refusal> {
+    #[derive(Serialize)]
+    struct Acknowledgement<'a, R> {
+        ok: bool,
+        #[serde(flatten)]
+        reply: &'a R,
+    }
+    serde_json::value::to_raw_value(&Acknowledgement { ok: true, reply }).map_err(Refusal::internal)
+}
+
+/// The rooms this socket has joined, or, for what must not be lost, membership in the database:
+/// a client that did not rejoin after a reconnect may still send.
+async fn require_member(cx: &mut Cx<'_>, room: &RoomId, ephemeral: bool) -> Result<(), Refusal> {
+    if cx.caller.joined.contains(room) {
+        return Ok(());
+    }
+    if ephemeral {
+        return Err(Refusal::NotAMember);
+    }
+    let (tenant, user) = (&cx.caller.tenant, &cx.caller.user);
+    if cx.read().await?.is_member(tenant, room, user).await? {
+        Ok(())
+    } else {
+        Err(Refusal::NotAMember)
+    }
+}
+
+/// No argument, `null` and `{}` are the same. A failure in a required field is told apart from
+/// one in an optional field, because the contract has different texts for them.
+fn decode<C: Handle>(payload: &RawValue) -> Result<C, Refusal> {
+    let text = if payload.get() == "null" { "{}" } else { payload.get() };
+    let failure = match serde_json::from_str::<C>(text) {
+        Ok(command) => return Ok(command),
+        Err(failure) => failure,
+    };
+    let schema = schemars::schema_for!(C);
+    let required = schema.get("required").and_then(|names| names.as_array());
+    let is_required = |name: &str| required.is_some_and(|all| all.iter().any(|one| one == name));
+    let fault_is_optional = match serde_json::from_str::<serde_json::Value>(text) {
+        Ok(serde_json::Value::Object(mut fields)) => {
+            fields.retain(|name, _| is_required(name));
+            serde_json::from_value::<C>(fields.into()).is_ok()
+        }
+        _ => false,
+    };
+    let detail = failure.to_string().into();
+    Err(if fault_is_optional { Refusal::Invalid(detail) } else { Refusal::Required(detail) })
+}

@@ -1,0 +1,111 @@
+//! Who somebody is, once a credential has been verified.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Timestamp, UserId};
+
+/// The canonical roles; each app maps its own words onto these (design D5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Role {
+    SuperAdmin,
+    ProgramAdmin,
+    Mentor,
+    Reviewer,
+    Proctor,
+    Student,
+}
+
+impl Role {
+    pub const ALL: &'static [Self] = &[
+        Self::SuperAdmin,
+        Self::ProgramAdmin,
+        Self::Mentor,
+        Self::Reviewer,
+        Self::Proctor,
+        Self::Student,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SuperAdmin => "SUPER_ADMIN",
+            Self::ProgramAdmin => "PROGRAM_ADMIN",
+            Self::Mentor => "MENTOR",
+            Self::Reviewer => "REVIEWER",
+            Self::Proctor => "PROCTOR",
+            Self::Student => "STUDENT",
+        }
+    }
+
+    /// The role of that name, in the canonical spelling.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|role| role.as_str() == text)
+    }
+
+    /// Everybody who is not a student.
+    pub const fn is_staff(self) -> bool {
+        !matches!(self, Self::Student)
+    }
+}
+
+/// Whether a user may use the platform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum UserStatus {
+    Verified,
+    Pending,
+    Suspended,
+}
+
+impl UserStatus {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Verified => "VERIFIED",
+            Self::Pending => "PENDING",
+            Self::Suspended => "SUSPENDED",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Verified, Self::Pending, Self::Suspended]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+    }
+}
+
+/// A user's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    pub id: UserId,
+    /// Never empty: clients take its first letter.
+    pub name: String,
+    pub role: Role,
+    pub avatar: Option<String>,
+    pub status: UserStatus,
+    /// When the token this row was made from was issued; `None` for rows managed elsewhere.
+    pub claims_issued_at: Option<Timestamp>,
+}
+
+/// What a verified token says about its bearer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    pub user: UserId,
+    pub name: Option<String>,
+    pub role: Role,
+    pub email: Option<String>,
+    /// When the token was issued; a row made from claims follows the newest token only.
+    pub issued_at: Option<Timestamp>,
+}
+
+impl Claims {
+    /// The name to show: the claim, else the part of the address before `@`, else the id.
+    pub fn display_name(&self) -> &str {
+        let local_part = self.email.as_deref().and_then(|email| email.split('@').next());
+        [self.name.as_deref(), local_part]
+            .into_iter()
+            .flatten()
+            .map(str::trim)
+            .find(|name| !name.is_empty())
+            .unwrap_or(self.user.as_str())
+    }
+}

@@ -1,0 +1,19 @@
+//! What Carillon does, without a transport and without a database.
+//!
+//! A command comes in as a payload, passes [`dispatch`], and ends as committed rows and a list of
+//! effects. The crate declares what it needs from outside in [`ports`]; it never sends anything.
+
+pub mod chat;
+pub mod contract;
+pub mod dispatch;
+pub mod identity;
+pub mod ids;
+pub mod ports;
+pub mod presence;
+pub mod refusal;
+pub mod session;
+
+pub use contract::{COMMANDS, EVENTS};
+pub use dispatch::{App, Caller, Cx, Done, Effect, Emit};
+pub use ids::{ConnectionId, MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId};
+pub use refusal::{Code, Refusal};

@@ -1,0 +1,172 @@
+//! What the domain needs from outside. `store` implements the database ports, `gateway` the rest.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{
+    chat::{ChatMessage, ChatRoom, NewMessage, Page, RoomKind, Unread},
+    contract::{Class, Scope},
+    dispatch::{Caller, Emit},
+    identity::{Claims, User},
+    ids::{MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId},
+    refusal::Refusal,
+};
+
+type Result<T> = std::result::Result<T, Refusal>;
+
+/// The time everything is judged by (design D9).
+pub trait Clock: Send + Sync {
+    fn now(&self) -> Timestamp;
+}
+
+/// Mints ids: time-ordered UUIDs.
+pub trait Ids: Send + Sync {
+    fn uuid(&self) -> String;
+}
+
+/// The rate limits.
+pub trait Admission: Send + Sync {
+    /// Takes one from the caller's bucket, or says how long until there is one.
+    fn admit(&self, caller: &Caller, class: Class) -> std::result::Result<(), Duration>;
+}
+
+/// The database.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// A transaction. In [`Scope::Lane`] the tenant's lane is held until it ends.
+    async fn begin(&self, tenant: &TenantId, scope: Scope) -> Result<Box<dyn Tx>>;
+    /// One consistent snapshot to read from.
+    async fn read(&self) -> Result<Box<dyn Reads>>;
+}
+
+/// Everything that can be read, inside a transaction or a snapshot.
+pub trait Reads: UserReads + ChatReads + OutboxReads {}
+impl<T: UserReads + ChatReads + OutboxReads> Reads for T {}
+
+/// A running transaction. Dropped without `commit` it is undone.
+#[async_trait]
+pub trait Tx: Reads + UserWrites + ChatWrites {
+    /// Writes durable events to the outbox and returns the offset of the last; the tenant's
+    /// counter is raised by their number, so offsets have no hole.
+    async fn publish(
+        &mut self,
+        tenant: &TenantId,
+        now: Timestamp,
+        events: &[&Emit],
+    ) -> Result<Offset>;
+    /// Returns once everything is on disk.
+    async fn commit(self: Box<Self>) -> Result<()>;
+}
+
+/// A row of the outbox.
+#[derive(Clone, Debug)]
+pub struct Published {
+    pub offset: Offset,
+    pub emit: Emit,
+}
+
+#[async_trait]
+pub trait OutboxReads: Send {
+    /// The offset of the tenant's newest durable event; 0 before the first.
+    async fn head(&mut self, tenant: &TenantId) -> Result<Offset>;
+    /// The heads of all tenants that have one.
+    async fn heads(&mut self) -> Result<Vec<(TenantId, Offset)>>;
+    /// Durable events after an offset, in order.
+    async fn published_after(
+        &mut self,
+        tenant: &TenantId,
+        after: Offset,
+        limit: u32,
+    ) -> Result<Vec<Published>>;
+}
+
+#[async_trait]
+pub trait UserReads: Send {
+    async fn user(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<User>>;
+    /// Everybody who is suspended, in all tenants.
+    async fn suspended_users(&mut self) -> Result<Vec<(TenantId, UserId)>>;
+}
+
+#[async_trait]
+pub trait UserWrites: Send {
+    /// Makes the user's row from claims, or lets it follow a newer token; a row managed elsewhere
+    /// is left as it is (design D5). Returns the row as it then stands.
+    async fn provision_user(
+        &mut self,
+        tenant: &TenantId,
+        claims: &Claims,
+        now: Timestamp,
+    ) -> Result<User>;
+}
+
+#[async_trait]
+pub trait ChatReads: Send {
+    async fn chat_room(&mut self, tenant: &TenantId, room: &RoomId) -> Result<Option<ChatRoom>>;
+    async fn is_member(&mut self, tenant: &TenantId, room: &RoomId, user: &UserId) -> Result<bool>;
+    /// The rooms a user is a member of, newest membership first.
+    async fn rooms_of(
+        &mut self,
+        tenant: &TenantId,
+        user: &UserId,
+        limit: u32,
+    ) -> Result<Vec<RoomId>>;
+    /// Messages of a room, oldest first.
+    async fn messages(
+        &mut self,
+        tenant: &TenantId,
+        room: &RoomId,
+        page: Page,
+        limit: u32,
+    ) -> Result<Vec<ChatMessage>>;
+    async fn message(
+        &mut self,
+        tenant: &TenantId,
+        message: &MessageId,
+    ) -> Result<Option<ChatMessage>>;
+    /// The message this sender sent under this key.
+    async fn message_by_client_id(
+        &mut self,
+        tenant: &TenantId,
+        sender: &UserId,
+        client_msg_id: &str,
+    ) -> Result<Option<ChatMessage>>;
+    /// Where a member stands in a room.
+    async fn unread(&mut self, tenant: &TenantId, room: &RoomId, user: &UserId) -> Result<Unread>;
+}
+
+#[async_trait]
+pub trait ChatWrites: Send {
+    /// Makes the room unless it exists.
+    async fn create_room(
+        &mut self,
+        tenant: &TenantId,
+        room: &RoomId,
+        kind: RoomKind,
+        now: Timestamp,
+    ) -> Result<()>;
+    /// Makes the user a member who has nothing unread, unless they are one.
+    async fn add_member(
+        &mut self,
+        tenant: &TenantId,
+        room: &RoomId,
+        user: &UserId,
+        now: Timestamp,
+    ) -> Result<()>;
+    /// Takes the room's next `seq` and stores the message.
+    async fn insert_message(
+        &mut self,
+        tenant: &TenantId,
+        message: NewMessage,
+    ) -> Result<ChatMessage>;
+    /// Moves the read position forward, never back; true when it moved.
+    async fn advance_read(
+        &mut self,
+        tenant: &TenantId,
+        room: &RoomId,
+        user: &UserId,
+        seq: Seq,
+    ) -> Result<bool>;
+    /// Sets the message's `is_read`; true when it was not set.
+    async fn mark_read(&mut self, tenant: &TenantId, message: &MessageId) -> Result<bool>;
+}

@@ -1,0 +1,289 @@
+//! Who is here. Counted by user: a page opens two sockets and a person several tabs.
+//!
+//! State of one node, in memory; the cluster's view is made of the nodes' views.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::{
+    chat::Chat,
+    contract::{Address, Event, EventRow, To, event},
+    dispatch::Caller,
+    ids::{ConnectionId, RoomId, TenantId, Timestamp, UserId},
+};
+
+pub const EVENTS: &[EventRow] = &[event::<UserStatusChange>()];
+
+/// A user without a socket for this long is offline (semantics D6.2).
+pub const GRACE: Duration = Duration::from_secs(5);
+/// Somebody seen within this time may come back with the token they had (design D5).
+pub const RETURN_WINDOW: Duration = Duration::from_mins(2);
+/// Rooms considered when telling who shares a room with a user; the newest memberships.
+pub const MAX_ROOMS: u32 = 500;
+/// A larger room gets no snapshot of who is there (semantics D6.4).
+pub const MAX_SNAPSHOT: usize = 200;
+
+/// `online` or `offline`; clients know `away` and `busy` too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Online,
+    Offline,
+}
+
+/// Somebody came or went.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserStatusChange {
+    pub user_id: UserId,
+    pub user_name: String,
+    pub status: Status,
+}
+
+impl UserStatusChange {
+    /// A user, as of now.
+    pub fn new(user: &UserId, name: &str, status: Status) -> Self {
+        Self { user_id: user.clone(), user_name: name.to_owned(), status }
+    }
+}
+
+/// Those who may know of each other.
+#[derive(Debug)]
+pub enum ToAcquainted {
+    /// Somebody who has just joined a room, about one who is there.
+    Newcomer,
+    /// A room, about somebody who has just joined it.
+    Room(RoomId),
+    /// Everybody who shares a room with the user, and the user's own sockets.
+    Around(UserId, Vec<RoomId>),
+}
+impl From<ToAcquainted> for Address {
+    fn from(to: ToAcquainted) -> Self {
+        match to {
+            ToAcquainted::Newcomer => Self::Caller,
+            ToAcquainted::Room(room) => Self::Others(room),
+            ToAcquainted::Around(user, rooms) => Self::Around(user, rooms),
+        }
+    }
+}
+impl To for ToAcquainted {
+    const WHOM: &'static str = "those who share a room with the user, and the user";
+}
+
+impl Event for UserStatusChange {
+    type In = Chat;
+    type To = ToAcquainted;
+    const NAME: &'static str = "user-status-change";
+}
+
+type Key = (TenantId, UserId);
+
+#[derive(Debug, Default)]
+pub struct Presence {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    users: HashMap<Key, Entry>,
+    /// Members of a room who are online, in it or not.
+    online_members: HashMap<(TenantId, RoomId), HashSet<UserId>>,
+    connections: HashSet<ConnectionId>,
+    /// Users whose last socket is gone, and when it went; kept for [`RETURN_WINDOW`].
+    last_seen: HashMap<Key, Timestamp>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    sockets: usize,
+    /// Rooms the user is a member of.
+    member_of: HashSet<RoomId>,
+    /// Rooms joined, and by how many sockets.
+    joined: HashMap<RoomId, usize>,
+    /// When the last socket went, while the grace runs.
+    left_at: Option<Timestamp>,
+}
+
+/// Somebody whose grace has run out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gone {
+    pub tenant: TenantId,
+    pub user: UserId,
+    pub name: String,
+    pub rooms: Vec<RoomId>,
+}
+
+impl Presence {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change below leaves the maps usable, so a panic elsewhere does not spoil them.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the user's rooms are already known here.
+    pub fn is_known(&self, tenant: &TenantId, user: &UserId) -> bool {
+        self.lock().users.contains_key(&(tenant.clone(), user.clone()))
+    }
+
+    /// Counts a socket in. `Some` with the user's rooms: they came online just now.
+    pub fn connected(&self, caller: &Caller, member_of: Vec<RoomId>) -> Option<Vec<RoomId>> {
+        let mut state = self.lock();
+        state.connections.insert(caller.connection.clone());
+        let key = (caller.tenant.clone(), caller.user.clone());
+        state.last_seen.remove(&key);
+        if let Some(entry) = state.users.get_mut(&key) {
+            entry.sockets += 1;
+            entry.left_at = None;
+            entry.name.clone_from(&caller.name);
+            return None;
+        }
+        for room in &member_of {
+            state
+                .online_members
+                .entry((caller.tenant.clone(), room.clone()))
+                .or_default()
+                .insert(caller.user.clone());
+        }
+        let entry = Entry {
+            name: caller.name.clone(),
+            sockets: 1,
+            member_of: member_of.iter().cloned().collect(),
+            joined: HashMap::new(),
+            left_at: None,
+        };
+        state.users.insert(key, entry);
+        Some(member_of)
+    }
+
+    /// Counts a socket out. Returns the rooms in which the user has no other socket.
+    pub fn disconnected(&self, caller: &Caller, now: Timestamp) -> Vec<RoomId> {
+        let mut state = self.lock();
+        if !state.connections.remove(&caller.connection) {
+            return Vec::new();
+        }
+        let key = (caller.tenant.clone(), caller.user.clone());
+        let Some(entry) = state.users.get_mut(&key) else { return Vec::new() };
+        entry.sockets = entry.sockets.saturating_sub(1);
+        let left = caller.joined.all().into_iter().filter(|room| entry.socket_left(room)).collect();
+        if entry.sockets == 0 {
+            entry.left_at = Some(now);
+            state.last_seen.insert(key, now);
+        }
+        left
+    }
+
+    /// A socket has joined a room; the user is a member of it from now on.
+    pub fn joined(&self, caller: &Caller, room: &RoomId) {
+        let mut state = self.lock();
+        let key = (caller.tenant.clone(), caller.user.clone());
+        let Some(entry) = state.users.get_mut(&key) else { return };
+        *entry.joined.entry(room.clone()).or_default() += 1;
+        entry.member_of.insert(room.clone());
+        state
+            .online_members
+            .entry((caller.tenant.clone(), room.clone()))
+            .or_default()
+            .insert(caller.user.clone());
+    }
+
+    /// A socket has left a room.
+    pub fn left(&self, caller: &Caller, room: &RoomId) {
+        let key = (caller.tenant.clone(), caller.user.clone());
+        if let Some(entry) = self.lock().users.get_mut(&key) {
+            entry.socket_left(room);
+        }
+    }
+
+    /// How many of the user's sockets are in the room.
+    pub fn sockets_in_room(&self, tenant: &TenantId, user: &UserId, room: &RoomId) -> usize {
+        self.lock()
+            .users
+            .get(&(tenant.clone(), user.clone()))
+            .and_then(|entry| entry.joined.get(room).copied())
+            .unwrap_or(0)
+    }
+
+    /// Members of the room who are online, with their names; empty for a room of more than
+    /// [`MAX_SNAPSHOT`] of them.
+    pub fn online_members(&self, tenant: &TenantId, room: &RoomId) -> Vec<(UserId, String)> {
+        let state = self.lock();
+        let Some(users) = state.online_members.get(&(tenant.clone(), room.clone())) else {
+            return Vec::new();
+        };
+        if users.len() > MAX_SNAPSHOT {
+            return Vec::new();
+        }
+        users
+            .iter()
+            .filter_map(|user| {
+                let entry = state.users.get(&(tenant.clone(), user.clone()))?;
+                Some((user.clone(), entry.name.clone()))
+            })
+            .collect()
+    }
+
+    /// Whether a socket of that public id is connected.
+    pub fn is_connection(&self, id: &str) -> bool {
+        ConnectionId::new(id).is_ok_and(|id| self.lock().connections.contains(&id))
+    }
+
+    /// Whether the user is connected or was within [`RETURN_WINDOW`].
+    pub fn is_recent(&self, tenant: &TenantId, user: &UserId, now: Timestamp) -> bool {
+        let state = self.lock();
+        let key = (tenant.clone(), user.clone());
+        state.users.get(&key).is_some_and(|entry| entry.sockets > 0)
+            || state.last_seen.get(&key).is_some_and(|seen| seen.after(RETURN_WINDOW) >= now)
+    }
+
+    /// Users and sockets connected.
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.users.len(), state.connections.len())
+    }
+
+    /// Those whose grace has run out; each is named once.
+    pub fn expire(&self, now: Timestamp) -> Vec<Gone> {
+        let mut state = self.lock();
+        state.last_seen.retain(|_, seen| seen.after(RETURN_WINDOW) >= now);
+        let over = |entry: &Entry| entry.left_at.is_some_and(|left| left.after(GRACE) <= now);
+        let gone: Vec<(Key, Entry)> = state.users.extract_if(|_, entry| over(entry)).collect();
+        gone.into_iter()
+            .map(|((tenant, user), entry)| {
+                for room in &entry.member_of {
+                    let key = (tenant.clone(), room.clone());
+                    if let Some(users) = state.online_members.get_mut(&key) {
+                        users.remove(&user);
+                        if users.is_empty() {
+                            state.online_members.remove(&key);
+                        }
+                    }
+                }
+                let rooms = entry.member_of.into_iter().collect();
+                Gone { tenant, user, name: entry.name, rooms }
+            })
+            .collect()
+    }
+}
+
+impl Entry {
+    /// True when no socket of the user is left in the room.
+    fn socket_left(&mut self, room: &RoomId) -> bool {
+        match self.joined.get_mut(room) {
+            Some(sockets) if *sockets > 1 => {
+                *sockets -= 1;
+                false
+            }
+            Some(_) => {
+                self.joined.remove(room);
+                true
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What belongs to a connection rather than to a feature: coming, going, signs of life.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    contract::{
+        Class, Command, Event, EventRow, Everywhere, Handle, Policy, Route, Telling, ToCaller,
+        event, route,
+    },
+    dispatch::{App, Caller, Cx, Effect, Emit},
+    ids::{RoomId, TenantId, Timestamp, UserId},
+    presence::{self, Status, ToAcquainted, UserStatusChange},
+    refusal::{Refusal, Told},
+};
+
+pub const COMMANDS: &[Route] = &[route::<Heartbeat>()];
+pub const EVENTS: &[EventRow] = &[event::<HeartbeatAck>(), event::<Told<'static>>()];
+
+/// A sign of life; the shipped frontend sends two every 30 s.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Heartbeat {}
+
+impl Command for Heartbeat {
+    type In = Everywhere;
+    type Reply = HeartbeatAck;
+    const NAME: &'static str = "heartbeat";
+    const POLICY: Policy =
+        Policy::new(Class::Heartbeat, "Heartbeat takes no payload", "Heartbeat failed")
+            .ephemeral()
+            .telling(Telling::Nothing);
+    fn example() -> Self {
+        Self {}
+    }
+}
+
+impl Handle for Heartbeat {
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<HeartbeatAck, Refusal> {
+        let ack = HeartbeatAck { timestamp: cx.now };
+        cx.send(ToCaller(), &ack)?;
+        Ok(ack)
+    }
+}
+
+/// The answer to a heartbeat: the server's time.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct HeartbeatAck {
+    pub timestamp: Timestamp,
+}
+
+impl Event for HeartbeatAck {
+    type In = Everywhere;
+    type To = ToCaller;
+    const NAME: &'static str = "heartbeat-ack";
+}
+
+impl Event for Told<'static> {
+    type In = Everywhere;
+    type To = ToCaller;
+    const NAME: &'static str = "error";
+}
+
+/// A socket has connected: tells those who share a room, unless the user was already there.
+pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
+    let rooms = if app.presence.is_known(&caller.tenant, &caller.user) {
+        Vec::new()
+    } else {
+        let mut reads = app.store.read().await?;
+        reads.rooms_of(&caller.tenant, &caller.user, presence::MAX_ROOMS).await?
+    };
+    match app.presence.connected(caller, rooms) {
+        Some(rooms) => Ok(vec![status_change(&caller.user, &caller.name, Status::Online, rooms)?]),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// What has become due: typing that was not repeated, users whose grace is over. Called a few
+/// times a second; returns the effects by tenant.
+pub fn tick(app: &App) -> Vec<(TenantId, Effect)> {
+    let now = app.clock.now();
+    let silent =
+        app.typists.expire(now).into_iter().map(|typist| (typist.tenant.clone(), typist.effect()));
+    let gone = app.presence.expire(now).into_iter().map(|gone| {
+        (gone.tenant, status_change(&gone.user, &gone.name, Status::Offline, gone.rooms))
+    });
+    silent.chain(gone).filter_map(|(tenant, effect)| Some((tenant, effect.ok()?))).collect()
+}
+
+/// A socket is gone: its user stops typing where no other socket of theirs is, and goes offline
+/// after the grace unless another comes.
+pub fn disconnected(app: &App, caller: &Caller) -> Vec<Effect> {
+    let left = app.presence.disconnected(caller, app.clock.now());
+    left.iter()
+        .filter_map(|room| app.typists.stop(&caller.tenant, room, &caller.user))
+        .filter_map(|stopped| stopped.effect().ok())
+        .collect()
+}
+
+/// An event announcing a user's status to those around them.
+fn status_change(
+    user: &UserId,
+    name: &str,
+    status: Status,
+    rooms: Vec<RoomId>,
+) -> Result<Effect, Refusal> {
+    let to = ToAcquainted::Around(user.clone(), rooms);
+    Ok(Effect::Emit(Emit::new(to, &UserStatusChange::new(user, name, status))?))
+}

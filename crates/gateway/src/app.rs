@@ -1,0 +1,214 @@
+//! The wiring of one node, from top to bottom.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use axum::{Router, extract::Request, routing::any};
+use carillon_domain::{
+    App as Domain, Timestamp, chat,
+    ports::{Clock, Ids},
+    presence::Presence,
+};
+use carillon_store::{Opener, SqlStore};
+use socketioxide::{ParserConfig, SocketIo};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    auth::Authenticator,
+    config::{self, Config},
+    connection::{Connections, Limits},
+    edge::{Edge, accept},
+    fanout::Fanout,
+    gateway::Gateway,
+    http::{
+        health::{self, Health},
+        origin::{self, Origins},
+    },
+    jobs,
+    limits::Limiter,
+    metrics::Metrics,
+    shutdown,
+    socketio::{self, Adapter, NodeHub},
+};
+
+/// Slots of a connection's outbound queue. Never the limit: `limits.unsent_bytes` is.
+const OUTBOUND_SLOTS: usize = 1 << 20;
+/// The read buffer of a WebSocket; larger messages grow it while they are read.
+const READ_BUFFER: usize = 1_024;
+/// A client that has not finished CONNECT by then is closed.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(45);
+/// Binary attachments of a packet; current clients refuse more.
+const MAX_ATTACHMENTS: usize = 10;
+
+/// How a node differs between `dev` and `serve`.
+pub struct Options {
+    pub any_localhost_origin: bool,
+    /// Routes of `dev`.
+    pub extra: Router,
+}
+
+/// A node that listens, before it serves.
+pub struct Node {
+    pub address: SocketAddr,
+    listener: TcpListener,
+    operations: TcpListener,
+    router: Router,
+    operations_router: Router,
+    gateway: Arc<Gateway>,
+    health: Health,
+    limiter: Arc<Limiter>,
+    edge: Edge,
+    to_close: tokio::sync::mpsc::UnboundedReceiver<socketioxide::socket::Sid>,
+    store: Arc<SqlStore>,
+    drain: Duration,
+}
+
+struct SystemClock;
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(jiff::Timestamp::now().as_millisecond())
+    }
+}
+
+struct UuidsV7;
+impl Ids for UuidsV7 {
+    fn uuid(&self) -> String {
+        uuid::Uuid::now_v7().to_string()
+    }
+}
+
+impl Node {
+    /// Opens the database, wires everything and binds the ports.
+    pub async fn start(config: &Config, options: Options) -> anyhow::Result<Self> {
+        let store = Arc::new(open_store(config).await?);
+        let limiter = Arc::new(Limiter::new(config));
+        let metrics = Arc::new(Metrics::default());
+        let domain = Arc::new(Domain {
+            store: store.clone(),
+            clock: Arc::new(SystemClock),
+            ids: Arc::new(UuidsV7),
+            admission: limiter.clone(),
+            presence: Presence::default(),
+            typists: chat::typing_indicator::Typists::default(),
+            chat: chat::Settings { open_rooms: config.chat.open_rooms },
+        });
+        let (connections, to_close) = Connections::new(limits(config), metrics.clone());
+        let hub = NodeHub::new(connections.clone());
+        let (engine, io) = engine(config, hub.clone());
+        let gateway = Arc::new(Gateway {
+            authenticator: Authenticator::new(&config.apps, &config.auth)?,
+            fanout: Fanout::new(hub.clone(), domain.clone(), connections.clone(), metrics.clone()),
+            domain,
+            connections: connections.clone(),
+            hub,
+            io,
+            metrics: metrics.clone(),
+            tasks: TaskTracker::new(),
+        });
+        socketio::register(&gateway);
+
+        let origins = Arc::new(Origins::new(&config.apps, options.any_localhost_origin));
+        let edge = Edge::new(engine, connections, origins.clone(), config.server.max_payload);
+        let health = Health::new(gateway.clone());
+        let for_requests = edge.clone();
+        let router = Router::new()
+            .route("/socket.io/", any(move |request: Request| for_requests.clone().handle(request)))
+            .merge(health::routes(health.clone()))
+            .merge(options.extra)
+            .layer(origin::cors(origins));
+        let operations_router = Router::new().route(
+            "/metrics",
+            axum::routing::get(move || {
+                let text = metrics.render().map_err(|_| http::StatusCode::INTERNAL_SERVER_ERROR);
+                std::future::ready(text)
+            }),
+        );
+        let listener = bind(config.server.listen, "server.listen").await?;
+        let operations = bind(config.operations.listen, "operations.listen").await?;
+        Ok(Self {
+            address: listener.local_addr()?,
+            listener,
+            operations,
+            router,
+            operations_router,
+            gateway,
+            health,
+            limiter,
+            edge,
+            to_close,
+            store,
+            drain: config.server.drain.0,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let tasks = &self.gateway.tasks;
+        for (listener, router) in
+            [(self.listener, self.router), (self.operations, self.operations_router)]
+        {
+            tasks.spawn(accept::serve(listener, router, tasks.clone(), stop.clone()));
+        }
+        let gateway = self.gateway.clone();
+        let jobs =
+            tokio::spawn(jobs::run(gateway, self.limiter, self.edge, self.to_close, end.clone()));
+
+        shutdown::signal().await?;
+        self.health.drain();
+        shutdown::drain(&self.gateway, &stop, self.drain).await;
+        end.cancel();
+        jobs.await.context("a job has failed")?;
+        self.store.close().await;
+        Ok(())
+    }
+}
+
+/// The database, brought up to date.
+pub async fn open_store(config: &Config) -> anyhow::Result<SqlStore> {
+    let url = config.database.url.expose();
+    config::ensure_directory(url)?;
+    let store = SqlStore::open(url, Opener::Server).await.context("database.url")?;
+    if config.database.migrate {
+        store.migrate().await.context("cannot migrate the database")?;
+    }
+    Ok(store)
+}
+
+async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        unsent_bytes: config.limits.unsent_bytes as u64,
+        stalled: config.limits.stalled.0,
+        paused: config.server.ping_timeout.0 / 2,
+    }
+}
+
+fn engine(
+    config: &Config,
+    hub: Arc<NodeHub>,
+) -> (
+    socketioxide::service::SocketIoService<engineioxide::service::NotFoundService, Adapter>,
+    SocketIo<Adapter>,
+) {
+    let server = &config.server;
+    let parser = ParserConfig::common()
+        .max_incoming_binaries(MAX_ATTACHMENTS)
+        .max_incoming_binary_buf_size(server.max_payload);
+    SocketIo::builder()
+        .ping_interval(server.ping_interval.0)
+        .ping_timeout(server.ping_timeout.0)
+        .max_payload(server.max_payload as u64)
+        .ws_max_message_size(server.max_payload)
+        .ws_max_frame_size(server.max_payload)
+        .ws_read_buffer_size(READ_BUFFER)
+        .max_buffer_size(OUTBOUND_SLOTS)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .with_parser(parser)
+        .with_adapter::<Adapter>(hub)
+        .build_svc()
+}

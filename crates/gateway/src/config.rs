@@ -1,0 +1,653 @@
+//! What an operator can decide: defaults, then the TOML file, then the environment. Read once,
+//! into final types; components receive their section, never the whole.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use carillon_domain::{TenantId, contract::Class, contract::Rate, identity::Role};
+use ipnet::IpNet;
+use jsonwebtoken::Algorithm;
+use schemars::JsonSchema;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+/// Everything. Sections that a deployment does not mention keep their defaults.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub server: Server,
+    pub operations: Operations,
+    pub database: Database,
+    pub auth: Auth,
+    pub limits: Limits,
+    pub chat: Chat,
+    pub log: Log,
+    /// One per frontend. Without any, the environment makes one: `sinaesta`.
+    pub apps: Vec<App>,
+}
+
+/// The public listener.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Address and port clients connect to. Also `WEBSOCKET_PORT`, `REALTIME_PORT`, `PORT`.
+    pub listen: SocketAddr,
+    /// Networks whose `X-Forwarded-For` is believed.
+    #[schemars(with = "Vec<String>")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Between two pings of the server to a client.
+    pub ping_interval: Span,
+    /// A client that does not answer a ping for this long is gone.
+    pub ping_timeout: Span,
+    /// Bytes of one frame or one polling request.
+    pub max_payload: usize,
+    /// How long a drain may take after SIGTERM.
+    pub drain: Span,
+}
+
+/// The listener for operators: metrics. Not for the public.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Operations {
+    /// Address and port of `/metrics`.
+    pub listen: SocketAddr,
+}
+
+/// Where everything acknowledged is kept.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    /// `sqlite:FILE` or `postgres://…`. Also `DATABASE_URL`.
+    pub url: Secret,
+    /// Whether `serve` brings the schema up to date first.
+    pub migrate: bool,
+}
+
+/// Tokens, for all apps.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// How far clocks may differ when `exp` is checked; at most 30 s.
+    pub leeway: Span,
+    /// How long after `iat` a user seen in the last two minutes may come back with a token that
+    /// has expired meanwhile.
+    pub max_age: Span,
+}
+
+/// What one user or one connection may use.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Commands of a user across all sockets, by class: `message`, `typing`, `read`, `room`,
+    /// `heartbeat`; for example `message = "60/1m"`.
+    pub rates: BTreeMap<String, RateText>,
+    /// Bytes queued for a client that does not read, before it is closed.
+    pub unsent_bytes: usize,
+    /// A client that takes nothing of what waits for it for this long is closed.
+    pub stalled: Span,
+}
+
+/// Chat rooms.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Chat {
+    /// Whether the first join creates a room that anyone of the tenant may join.
+    pub open_rooms: bool,
+}
+
+/// Logging, to standard error.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    pub format: LogFormat,
+    /// As `RUST_LOG`, which wins: `info`, `carillon=debug`.
+    pub filter: String,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Human,
+    Json,
+}
+
+/// One frontend: how its users prove who they are, and where it may be served from.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct App {
+    pub id: String,
+    /// The tenant its users belong to.
+    #[schemars(with = "String")]
+    pub tenant: TenantId,
+    #[serde(default)]
+    pub dialect: Dialect,
+    /// The app of a client that nothing else assigns; the first one unless said otherwise.
+    #[serde(default)]
+    pub default: bool,
+    /// Origins a browser may come from, exactly; without a scheme both http and https match.
+    #[serde(default)]
+    pub allowed_origins: Vec<String>,
+    /// Whether a user's row is made from the token at first sight.
+    #[serde(default)]
+    pub provision_users: bool,
+    /// Checked when set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// Checked when set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    #[serde(default)]
+    pub claims: ClaimNames,
+    /// Their role = ours.
+    #[serde(default)]
+    pub roles: BTreeMap<String, Role>,
+    pub keys: Vec<Key>,
+}
+
+/// Whose words a frontend speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dialect {
+    #[default]
+    Sinaesta,
+}
+
+/// The names of claims, where they differ from ours.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClaimNames {
+    /// The first that is present counts; when several are, they must agree.
+    pub user: Vec<String>,
+    pub role: String,
+    pub name: String,
+}
+
+/// A key that verifies tokens. The algorithm belongs to the key, not to the token.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// Matched against the token's `kid`, when it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// HS256, RS256, ES256 or `EdDSA`.
+    #[schemars(with = "String")]
+    pub algorithm: Algorithm,
+    /// For HS256; at least 16 bytes. Also `JWT_SECRET`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Secret>,
+    /// For the others: PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 3001)),
+            trusted_proxies: Vec::new(),
+            ping_interval: Span::seconds(25),
+            ping_timeout: Span::seconds(60),
+            max_payload: 1_000_000,
+            drain: Span::seconds(20),
+        }
+    }
+}
+
+impl Default for Operations {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+    }
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self { url: Secret::from("sqlite:carillon-data/carillon.db"), migrate: true }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { leeway: Span::seconds(10), max_age: Span::seconds(8 * 3_600) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let rates = Class::ALL
+            .iter()
+            .map(|class| (class.as_str().to_owned(), RateText(class.default_rate())))
+            .collect();
+        Self { rates, unsent_bytes: 1_000_000, stalled: Span::seconds(20) }
+    }
+}
+
+impl Default for Chat {
+    fn default() -> Self {
+        Self { open_rooms: true }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Human, filter: "info".into() }
+    }
+}
+
+impl Default for ClaimNames {
+    fn default() -> Self {
+        Self {
+            user: ["userId", "id", "sub"].map(String::from).into(),
+            role: "role".into(),
+            name: "name".into(),
+        }
+    }
+}
+
+/// A text that is masked wherever the configuration is shown.
+#[derive(Clone, Debug)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(text.into()))
+    }
+}
+
+impl Serialize for Secret {
+    /// A database URL keeps what is not secret in it; anything else is stars.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let shown = match url::Url::parse(self.expose()) {
+            Ok(mut url) if url.scheme() == "sqlite" || url.host().is_some() => {
+                if url.password().is_some() && url.set_password(Some("***")).is_err() {
+                    return serializer.serialize_str("***");
+                }
+                url.into()
+            }
+            _ => "***".to_owned(),
+        };
+        serializer.serialize_str(&shown)
+    }
+}
+
+impl JsonSchema for Secret {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Secret".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "format": "password" })
+    }
+}
+
+/// A duration, written `25s`, `2min`, `500ms`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Span {
+    const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map(Self).map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(self.0))
+    }
+}
+
+/// So many in a period, written `60/1m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateText(pub Rate);
+
+impl FromStr for RateText {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (count, period) =
+            text.split_once('/').context("a rate is a count and a period: 60/1m")?;
+        let count: u32 = count.trim().parse().context("the count is not a whole number")?;
+        let period = humantime::parse_duration(period.trim())?;
+        ensure!(count > 0 && !period.is_zero(), "neither part of a rate may be zero");
+        Ok(Self(Rate { count, period }))
+    }
+}
+
+impl<'de> Deserialize<'de> for RateText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for RateText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let period = humantime::format_duration(self.0.period);
+        serializer.collect_str(&format_args!("{}/{period}", self.0.count))
+    }
+}
+
+macro_rules! text_schema {
+    ($($type:ident => $pattern:literal),*) => {$(
+        impl JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "format": $pattern })
+            }
+        }
+    )*};
+}
+text_schema!(Span => "duration", RateText => "rate");
+
+impl fmt::Display for RateText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.0.count, humantime::format_duration(self.0.period))
+    }
+}
+
+/// The variables that existing deployments set, and the keys they mean.
+type Environment = BTreeMap<String, String>;
+
+impl Config {
+    /// Reads the file and the environment of the process.
+    pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
+        Self::from_parts(file, &std::env::vars().collect())
+    }
+
+    /// Reads the file and the given environment.
+    pub fn from_parts(file: Option<&Path>, environment: &Environment) -> anyhow::Result<Self> {
+        let mut table = match file {
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?
+                .parse::<toml::Table>()
+                .with_context(|| format!("{} is not valid TOML", path.display()))?,
+            None => toml::Table::new(),
+        };
+        for (name, value) in environment {
+            overlay(&mut table, name, value)?;
+        }
+        let mut config: Self = table.try_into().context("the configuration is not valid")?;
+        config.apply_known_names(environment)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The names existing deployments use.
+    fn apply_known_names(&mut self, environment: &Environment) -> anyhow::Result<()> {
+        let get = |name: &str| environment.get(name).filter(|value| !value.is_empty());
+        if let Some((name, port)) = ["WEBSOCKET_PORT", "REALTIME_PORT", "PORT"]
+            .iter()
+            .find_map(|name| Some((name, get(name)?)))
+        {
+            let port = port.parse().with_context(|| format!("{name} is not a port: {port}"))?;
+            self.server.listen.set_port(port);
+        }
+        if let Some(url) = get("DATABASE_URL") {
+            self.database.url = Secret::from(url.as_str());
+        }
+        let secret = get("JWT_SECRET").map(|secret| Secret::from(secret.as_str()));
+        if self.apps.is_empty() {
+            let secret = secret.context(
+                "no [[apps]] and no JWT_SECRET: set JWT_SECRET to the secret your backend signs \
+                 its tokens with",
+            )?;
+            let origins = get("ALLOWED_ORIGINS")
+                .or_else(|| get("FRONTEND_URL"))
+                .map_or(DEFAULT_ORIGINS, |v| v);
+            self.apps.push(App::from_environment(secret, origins));
+        } else if let Some(secret) = secret {
+            for app in self.apps.iter_mut().filter(|app| app.keys.is_empty()) {
+                app.keys.push(Key::hs256(secret.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every rule with a sentence that names the key.
+    fn validate(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.server.ping_interval.0 >= Duration::from_millis(100)
+                && self.server.ping_timeout.0 >= Duration::from_millis(100),
+            "server.ping_interval and server.ping_timeout must be at least 100 ms"
+        );
+        ensure!(
+            (1_024..=64 * 1024 * 1024).contains(&self.server.max_payload),
+            "server.max_payload must be between 1 KiB and 64 MiB"
+        );
+        ensure!(self.auth.leeway.0 <= Duration::from_secs(30), "auth.leeway must be at most 30 s");
+        ensure!(
+            self.limits.unsent_bytes >= 64 * 1024,
+            "limits.unsent_bytes must be at least 64 KiB"
+        );
+        for name in self.limits.rates.keys() {
+            ensure!(
+                Class::ALL.iter().any(|class| class.as_str() == name),
+                "limits.rates.{name}: there is no such class of commands"
+            );
+        }
+        let mut ids = std::collections::BTreeSet::new();
+        for app in &self.apps {
+            ensure!(ids.insert(&app.id), "two [[apps]] have the id {:?}", app.id);
+            app.validate().with_context(|| format!("in the app {:?}", app.id))?;
+        }
+        ensure!(
+            self.apps.iter().filter(|app| app.default).count() <= 1,
+            "only one of the [[apps]] can be the default"
+        );
+        Ok(())
+    }
+
+    /// The rate of a class.
+    pub fn rate(&self, class: Class) -> Rate {
+        self.limits.rates.get(class.as_str()).map_or(class.default_rate(), |rate| rate.0)
+    }
+}
+
+/// Where the replaced servers' frontends run in development.
+const DEFAULT_ORIGINS: &str = "http://localhost:5173,http://localhost:3000";
+
+impl App {
+    /// The app of a deployment that configures nothing but the environment.
+    pub fn from_environment(secret: Secret, origins: &str) -> Self {
+        Self {
+            id: "sinaesta".into(),
+            tenant: TenantId::new("default").expect("a sound id"),
+            dialect: Dialect::Sinaesta,
+            default: true,
+            allowed_origins: origins
+                .split(',')
+                .map(|origin| origin.trim().trim_end_matches('/').to_owned())
+                .filter(|origin| !origin.is_empty())
+                .collect(),
+            provision_users: true,
+            issuer: None,
+            audience: None,
+            claims: ClaimNames::default(),
+            roles: BTreeMap::new(),
+            keys: vec![Key::hs256(secret)],
+        }
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        ensure!(!self.keys.is_empty(), "keys is empty: nobody could connect");
+        ensure!(!self.claims.user.is_empty(), "claims.user is empty");
+        for key in &self.keys {
+            key.validate()?;
+        }
+        Ok(())
+    }
+}
+
+impl Key {
+    pub fn hs256(secret: Secret) -> Self {
+        Self { id: None, algorithm: Algorithm::HS256, secret: Some(secret), public_key: None }
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        match (self.algorithm, &self.secret, &self.public_key) {
+            (Algorithm::HS256, Some(secret), None) => check_strength(secret.expose()),
+            (Algorithm::HS256, ..) => bail!("an HS256 key has a secret (or JWT_SECRET)"),
+            (Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA, None, Some(_)) => Ok(()),
+            (Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA, ..) => {
+                bail!("a {:?} key has a public_key in PEM and no secret", self.algorithm)
+            }
+            (other, ..) => bail!("algorithm {other:?} is not supported"),
+        }
+    }
+}
+
+/// Secrets that stand in tutorials and in the servers replaced.
+const KNOWN_SECRETS: [&str; 5] =
+    ["your-secret-key", "your-super-secret-jwt-key", "your_jwt_secret", "changeme", "secret"];
+
+fn check_strength(secret: &str) -> anyhow::Result<()> {
+    let lower = secret.to_lowercase();
+    let is_known = KNOWN_SECRETS.iter().any(|known| lower.starts_with(known) && lower.len() < 32);
+    let different: std::collections::BTreeSet<u8> = secret.bytes().collect();
+    ensure!(
+        !is_known && secret.len() >= 16 && different.len() >= 6,
+        "JWT_SECRET (or keys.secret) is weak or a default: use at least 16 random bytes, better 32"
+    );
+    Ok(())
+}
+
+/// `CARILLON_<SECTION>__<KEY>`: a TOML value, or a plain string.
+fn overlay(table: &mut toml::Table, name: &str, value: &str) -> anyhow::Result<()> {
+    let Some(rest) = name.strip_prefix("CARILLON_") else { return Ok(()) };
+    if !rest.contains("__") {
+        tracing::warn!(variable = name, "not a key: keys are CARILLON_<SECTION>__<KEY>");
+        return Ok(());
+    }
+    let lower = rest.to_lowercase();
+    let mut path: Vec<&str> = lower.split("__").collect();
+    let key =
+        path.pop().filter(|key| !key.is_empty()).with_context(|| format!("{name}: no key"))?;
+    let mut section = table;
+    for step in path {
+        section = section
+            .entry(step)
+            .or_insert_with(|| toml::Table::new().into())
+            .as_table_mut()
+            .with_context(|| format!("{name}: {step} is not a section"))?;
+    }
+    // Numbers, booleans and lists are written as in TOML; anything else is text.
+    let parsed = format!("value = {value}").parse::<toml::Table>().ok();
+    let parsed = parsed.and_then(|mut table| table.remove("value"));
+    section.insert(key.to_owned(), parsed.unwrap_or_else(|| value.into()));
+    Ok(())
+}
+
+/// The default place of the SQLite file, made when it is needed.
+pub fn ensure_directory(url: &str) -> anyhow::Result<()> {
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        let path = PathBuf::from(path.trim_start_matches("//").split('?').next().unwrap_or(path));
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent)
+                .with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(environment: &[(&str, &str)]) -> anyhow::Result<Config> {
+        let environment =
+            environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Config::from_parts(None, &environment)
+    }
+
+    const SECRET: (&str, &str) = ("JWT_SECRET", "0f8c1d4e5b6a79881726354433221100");
+
+    #[test]
+    fn the_names_of_existing_deployments_are_understood() {
+        let config = from(&[
+            SECRET,
+            ("PORT", "1"),
+            ("REALTIME_PORT", "4002"),
+            ("DATABASE_URL", "postgres://u:p@db/x"),
+            ("FRONTEND_URL", "https://app.example/, campus.example"),
+        ])
+        .unwrap();
+        assert_eq!(config.server.listen.port(), 4002);
+        assert_eq!(config.database.url.expose(), "postgres://u:p@db/x");
+        assert_eq!(config.apps[0].allowed_origins, ["https://app.example", "campus.example"]);
+        assert!(config.apps[0].provision_users);
+    }
+
+    #[test]
+    fn every_key_can_be_set_by_the_environment() {
+        let config = from(&[
+            SECRET,
+            ("CARILLON_SERVER__LISTEN", "127.0.0.1:9"),
+            ("CARILLON_SERVER__PING_INTERVAL", "300ms"),
+            ("CARILLON_LIMITS__RATES__MESSAGE", "10000/1m"),
+            ("CARILLON_CHAT__OPEN_ROOMS", "false"),
+            ("CARILLON_SERVICE_HOST", "injected by the platform"),
+        ])
+        .unwrap();
+        assert_eq!(config.server.listen.to_string(), "127.0.0.1:9");
+        assert_eq!(config.server.ping_interval.0, Duration::from_millis(300));
+        assert_eq!(config.rate(Class::Message).count, 10_000);
+        assert_eq!(config.rate(Class::Typing), Class::Typing.default_rate());
+        assert!(!config.chat.open_rooms);
+    }
+
+    #[test]
+    fn mistakes_stop_the_start_with_a_sentence_that_names_the_key() {
+        for (environment, named) in [
+            (vec![], "JWT_SECRET"),
+            (vec![("JWT_SECRET", "your-secret-key")], "JWT_SECRET"),
+            (vec![("JWT_SECRET", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")], "JWT_SECRET"),
+            (vec![SECRET, ("PORT", "abc")], "PORT"),
+            (vec![SECRET, ("CARILLON_SERVER__COLOUR", "red")], "colour"),
+            (vec![SECRET, ("CARILLON_LIMITS__RATES__SHOUT", "1/1s")], "shout"),
+            (vec![SECRET, ("CARILLON_AUTH__LEEWAY", "2min")], "auth.leeway"),
+        ] {
+            let message = format!("{:#}", from(&environment).unwrap_err());
+            assert!(message.contains(named), "{message}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked_when_shown() {
+        let config = from(&[SECRET, ("DATABASE_URL", "postgres://u:hidden@db.example/x")]).unwrap();
+        let shown = toml::to_string(&config).unwrap();
+        assert!(!shown.contains("hidden") && !shown.contains(SECRET.1), "{shown}");
+        assert!(shown.contains("postgres://u:***@db.example/x"), "{shown}");
+    }
+}

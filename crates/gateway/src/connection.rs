@@ -1,0 +1,296 @@
+//! One link to a client, whatever its transport: what the edge, the inbox and the fanout share.
+//!
+//! A connection costs a client's worth of memory for as long as it lives, so it holds flags and
+//! counters, and nothing that is only needed once commands arrive.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use carillon_redis_adapter::{Broadcast, Tap};
+use futures_util::task::AtomicWaker;
+use socketioxide::socket::Sid;
+use tokio::sync::{Notify, mpsc};
+
+use crate::{inbox::Inbox, metrics::Metrics};
+
+/// Milliseconds since the first use in this process; 0 stands for "not".
+fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = START.get_or_init(Instant::now);
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+/// Why the server ends a connection. The transport is closed, so that the client comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// It does not read what is sent to it.
+    SlowConsumer,
+    /// It sends more than it waits for.
+    Overloaded,
+    /// Its user could not be looked up.
+    Unavailable,
+    /// This node is going away.
+    Draining,
+    /// What it missed could not be read.
+    Gap,
+}
+
+impl Closing {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SlowConsumer => "slow_consumer",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+            Self::Draining => "draining",
+            Self::Gap => "gap",
+        }
+    }
+}
+
+/// One link. Shared by its sockets in several namespaces.
+#[derive(Default)]
+pub struct Connection {
+    /// The bearer token of the handshake's header, if there was one.
+    pub bearer: Option<Box<str>>,
+    pub inbox: Inbox,
+    pub reader: AtomicWaker,
+    pub writer: AtomicWaker,
+    pub resumed: Notify,
+    sid: OnceLock<Sid>,
+    began_by_polling: bool,
+    /// `WebSockets` under it: one, or two while a second one is being turned away.
+    streams: AtomicUsize,
+    is_killed: AtomicBool,
+    /// When reading was paused, and since when nothing that waits has been taken.
+    paused_since: AtomicU64,
+    stalled_since: AtomicU64,
+    /// Bytes handed to the engine, and bytes that left it.
+    queued: AtomicU64,
+    written: AtomicU64,
+    pending_renames: AtomicUsize,
+    renames: Mutex<Vec<Rename>>,
+}
+
+/// A CONNECT reply on its way: the engine's session id in it is a secret.
+#[derive(Debug)]
+pub struct Rename {
+    pub from: Box<[u8]>,
+    pub to: Box<[u8]>,
+}
+
+impl Connection {
+    pub fn new(bearer: Option<Box<str>>, began_by_polling: bool) -> Self {
+        Self { bearer, began_by_polling, ..Self::default() }
+    }
+
+    pub fn sid(&self) -> Option<Sid> {
+        self.sid.get().copied()
+    }
+
+    /// Whether there is no WebSocket under it (yet).
+    fn is_polling(&self) -> bool {
+        self.began_by_polling && self.streams.load(Ordering::Acquire) == 0
+    }
+
+    /// A WebSocket carries it from now on.
+    pub fn stream_opened(&self) {
+        self.streams.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// True when the last one is gone, and with it the session: the engine does not go back to
+    /// polling.
+    pub fn stream_closed(&self) -> bool {
+        self.streams.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    pub fn is_killed(&self) -> bool {
+        self.is_killed.load(Ordering::Acquire)
+    }
+
+    /// Stops reading from the client until [`Self::resume`].
+    pub fn pause(&self) {
+        let _ =
+            self.paused_since.compare_exchange(0, now_ms(), Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    pub fn resume(&self) {
+        if self.paused_since.swap(0, Ordering::AcqRel) != 0 {
+            self.reader.wake();
+            self.resumed.notify_waiters();
+        }
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused_since.load(Ordering::Acquire) != 0
+    }
+
+    /// Waits while reading is paused; what a polling POST does.
+    pub async fn readable(&self) {
+        loop {
+            let resumed = self.resumed.notified();
+            if !self.is_paused() || self.is_killed() {
+                return;
+            }
+            resumed.await;
+        }
+    }
+
+    /// Bytes that wait for the client.
+    pub fn unsent(&self) -> u64 {
+        self.queued.load(Ordering::Relaxed).saturating_sub(self.written.load(Ordering::Relaxed))
+    }
+
+    /// Bytes have left for the client.
+    pub fn count_written(&self, bytes: usize) {
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.stalled_since.store(0, Ordering::Relaxed);
+    }
+
+    /// The client takes nothing just now.
+    pub fn has_stalled(&self) {
+        let _ =
+            self.stalled_since.compare_exchange(0, now_ms(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Announces that the engine will send a CONNECT reply with its session id, to be replaced.
+    pub fn rename(&self, path: &str, sid: Sid, public: &str) {
+        let reply = |id: &str| match path {
+            "/" => format!("40{{\"sid\":\"{id}\"}}"),
+            path => format!("40{path},{{\"sid\":\"{id}\"}}"),
+        };
+        let rename = Rename {
+            from: reply(&sid.to_string()).into_bytes().into(),
+            to: reply(public).into_bytes().into(),
+        };
+        self.renames().push(rename);
+        self.pending_renames.fetch_add(1, Ordering::Release);
+    }
+
+    pub fn has_renames(&self) -> bool {
+        self.pending_renames.load(Ordering::Acquire) > 0
+    }
+
+    fn renames(&self) -> MutexGuard<'_, Vec<Rename>> {
+        self.renames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first place any pending rename has in some bytes.
+    pub fn next_rename(&self, find: impl Fn(&Rename) -> Option<usize>) -> Option<usize> {
+        self.renames().iter().filter_map(find).min()
+    }
+
+    /// Takes the rename that `find` locates.
+    pub fn take_rename<T>(&self, find: impl Fn(&Rename) -> Option<T>) -> Option<(Rename, T)> {
+        let mut renames = self.renames();
+        let (index, found) =
+            renames.iter().enumerate().find_map(|(index, rename)| Some((index, find(rename)?)))?;
+        let rename = renames.swap_remove(index);
+        self.pending_renames.fetch_sub(1, Ordering::Release);
+        Some((rename, found))
+    }
+}
+
+/// The connections of this node, by the engine's session id.
+pub struct Connections {
+    by_sid: RwLock<HashMap<Sid, Arc<Connection>>>,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    /// Sessions that may be polling, to be closed by a request; a WebSocket closes itself.
+    to_close: mpsc::UnboundedSender<Sid>,
+}
+
+/// When a connection has had enough.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub unsent_bytes: u64,
+    pub stalled: Duration,
+    /// Half the ping timeout.
+    pub paused: Duration,
+}
+
+impl Connections {
+    pub fn new(limits: Limits, metrics: Arc<Metrics>) -> (Arc<Self>, mpsc::UnboundedReceiver<Sid>) {
+        let (to_close, closing) = mpsc::unbounded_channel();
+        (Arc::new(Self { by_sid: RwLock::default(), limits, metrics, to_close }), closing)
+    }
+
+    pub fn get(&self, sid: Sid) -> Option<Arc<Connection>> {
+        self.by_sid.read().unwrap_or_else(PoisonError::into_inner).get(&sid).cloned()
+    }
+
+    pub fn insert(&self, sid: Sid, connection: &Arc<Connection>) {
+        if connection.sid.set(sid).is_ok() {
+            self.by_sid
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(sid, connection.clone());
+        }
+    }
+
+    pub fn remove(&self, sid: Sid) {
+        self.by_sid.write().unwrap_or_else(PoisonError::into_inner).remove(&sid);
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_sid.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    pub fn all(&self) -> Vec<Arc<Connection>> {
+        self.by_sid.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Closes the transport. The client sees it break and comes back by itself.
+    pub fn kill(&self, connection: &Connection, why: Closing) {
+        if connection.is_killed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.metrics.closed(why);
+        tracing::info!(reason = why.as_str(), "closing a connection");
+        connection.reader.wake();
+        connection.writer.wake();
+        connection.resumed.notify_waiters();
+        if let Some(sid) = connection.sid().filter(|_| connection.began_by_polling) {
+            // The receiver lives as long as the server; without it nothing is left to close.
+            let _ = self.to_close.send(sid);
+        }
+    }
+
+    /// Closes those that have had enough; called every second.
+    pub fn sweep(&self) {
+        let now = now_ms();
+        let longer = |since: &AtomicU64, limit: Duration| {
+            let since = since.load(Ordering::Relaxed);
+            since != 0 && u128::from(now.saturating_sub(since)) > limit.as_millis()
+        };
+        for connection in self.all() {
+            if longer(&connection.stalled_since, self.limits.stalled) {
+                self.kill(&connection, Closing::SlowConsumer);
+            } else if longer(&connection.paused_since, self.limits.paused) {
+                self.kill(&connection, Closing::Overloaded);
+            } else if connection.is_polling() && connection.unsent() > 0 {
+                // Nobody asks for it: the next poll clears this.
+                connection.has_stalled();
+            }
+        }
+    }
+}
+
+impl Tap for Connections {
+    fn broadcast(&self, broadcast: &Broadcast) {
+        self.metrics.broadcast(broadcast.event.len());
+    }
+
+    fn queued(&self, sid: Sid, bytes: usize) {
+        let Some(connection) = self.get(sid) else { return };
+        connection.queued.fetch_add(bytes as u64, Ordering::Relaxed);
+        if connection.unsent() > self.limits.unsent_bytes {
+            self.kill(&connection, Closing::SlowConsumer);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! `carillon dev`: everything embedded, for trying out and for building a frontend against.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
+use carillon_domain::identity::Role;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    app::{Node, Options},
+    config::{App, Config},
+    log, token,
+};
+
+const DIRECTORY: &str = "carillon-data";
+/// A working day and a half.
+const TOKEN_TTL: Duration = Duration::from_hours(12);
+
+/// The people of the demo tenant, one of every role.
+const PEOPLE: [(&str, &str, Role); 6] = [
+    ("student", "Sam Student", Role::Student),
+    ("mentor", "Mira Mentor", Role::Mentor),
+    ("admin", "Ada Admin", Role::ProgramAdmin),
+    ("superadmin", "Sol Superadmin", Role::SuperAdmin),
+    ("reviewer", "Rui Reviewer", Role::Reviewer),
+    ("proctor", "Pat Proctor", Role::Proctor),
+];
+
+/// Serves the demo on 127.0.0.1 until it is interrupted.
+pub async fn run() -> anyhow::Result<()> {
+    let config = config()?;
+    log::start(&config.log);
+    let app = config.apps.first().context("dev makes its own app")?;
+    let extra = Router::new().route("/dev/login", post(login)).with_state(Arc::new(app.clone()));
+    let node = Node::start(&config, Options { any_localhost_origin: true, extra }).await?;
+    print_welcome(node.address, app)?;
+    node.run().await
+}
+
+/// The environment may move the ports and the database; the rest is fixed.
+fn config() -> anyhow::Result<Config> {
+    std::fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot create {DIRECTORY}"))?;
+    let secret = secret(&Path::new(DIRECTORY).join("dev-secret"))?;
+    let mut environment: std::collections::BTreeMap<String, String> = std::env::vars()
+        .filter(|(name, _)| {
+            name.contains("__")
+                || matches!(
+                    name.as_str(),
+                    "WEBSOCKET_PORT" | "REALTIME_PORT" | "PORT" | "DATABASE_URL"
+                )
+        })
+        .collect();
+    environment.insert("JWT_SECRET".into(), secret);
+    environment.entry("CARILLON_OPERATIONS__LISTEN".into()).or_insert("127.0.0.1:0".into());
+    let mut config = Config::from_parts(None, &environment)?;
+    config.server.listen.set_ip([127, 0, 0, 1].into());
+    Ok(config)
+}
+
+/// Kept beside the database, so that tokens outlive a restart.
+fn secret(path: &Path) -> anyhow::Result<String> {
+    if let Ok(secret) = std::fs::read_to_string(path) {
+        return Ok(secret);
+    }
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow!("no randomness: {error}"))?;
+    let secret: String = bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect();
+    write_private(path, &secret).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(secret)
+}
+
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+fn print_welcome(address: SocketAddr, app: &App) -> anyhow::Result<()> {
+    println!("Carillon is ready on http://{address}");
+    println!("Connect with socket.io-client: io(\"http://{address}\", {{ auth: {{ token }} }})\n");
+    for (user, name, role) in &PEOPLE[..3] {
+        let token = token::sign(app, user, Some(name), *role, TOKEN_TTL)?;
+        println!("{name} ({}):\n  {token}\n", role.as_str());
+    }
+    println!(
+        "More users: curl -X POST http://{address}/dev/login -H 'content-type: application/json' \\"
+    );
+    println!("  -d '{{\"user\":\"reviewer\"}}'");
+    Ok(())
+}
+
+/// The name of somebody, or anything new with a role.
+#[derive(Deserialize)]
+struct Login {
+    user: String,
+    name: Option<String>,
+    role: Option<Role>,
+}
+
+/// A token for anybody who asks: a demo has no passwords.
+async fn login(
+    State(app): State<Arc<App>>,
+    Json(login): Json<Login>,
+) -> Result<Json<Value>, StatusCode> {
+    let known = PEOPLE.iter().find(|(user, ..)| *user == login.user);
+    let role = login.role.or(known.map(|(_, _, role)| *role)).unwrap_or(Role::Student);
+    let name = login.name.or(known.map(|(_, name, _)| (*name).to_owned()));
+    let token = token::sign(&app, &login.user, name.as_deref(), role, TOKEN_TTL)
+        .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    Ok(Json(json!({
+        "token": token,
+        "user": { "id": login.user, "name": name, "role": role },
+    })))
+}

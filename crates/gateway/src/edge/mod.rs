@@ -1,0 +1,195 @@
+//! The edge: our own accept loop, and everything between a client's bytes and the engine.
+//!
+//! The engine gets a wrapped stream and a request with nothing but its query: the headers of a
+//! handshake would otherwise be kept for as long as the connection lives.
+
+pub mod accept;
+mod polling;
+mod stream;
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts},
+    response::IntoResponse as _,
+};
+use bytes::Bytes;
+use engineioxide::service::NotFoundService;
+use hyper_util::rt::TokioIo;
+use socketioxide::{service::SocketIoService, socket::Sid};
+use tokio::net::TcpStream;
+use tower::Service as _;
+use tungstenite::handshake::derive_accept_key;
+
+use self::stream::Stream;
+use crate::{
+    connection::{Connection, Connections},
+    http::origin::Origins,
+    socketio::Adapter,
+};
+
+type Engine = SocketIoService<NotFoundService, Adapter>;
+
+/// The Socket.IO path: polling, WebSocket and the upgrade from one to the other.
+#[derive(Clone)]
+pub struct Edge {
+    engine: Engine,
+    connections: Arc<Connections>,
+    origins: Arc<Origins>,
+    max_payload: usize,
+}
+
+/// A refusal in the shape of Node's engine.
+#[derive(Clone, Copy)]
+enum EngineError {
+    UnknownTransport,
+    UnknownSession,
+    BadMethod,
+    BadRequest,
+    Forbidden,
+    UnsupportedProtocol,
+}
+
+impl EngineError {
+    fn response(self) -> Response<Body> {
+        let (status, code, message) = match self {
+            Self::UnknownTransport => (StatusCode::BAD_REQUEST, 0, "Transport unknown"),
+            Self::UnknownSession => (StatusCode::BAD_REQUEST, 1, "Session ID unknown"),
+            Self::BadMethod => (StatusCode::BAD_REQUEST, 2, "Bad handshake method"),
+            Self::BadRequest => (StatusCode::BAD_REQUEST, 3, "Bad request"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, 4, "Forbidden"),
+            Self::UnsupportedProtocol => {
+                (StatusCode::BAD_REQUEST, 5, "Unsupported protocol version")
+            }
+        };
+        (status, axum::Json(serde_json::json!({ "code": code, "message": message })))
+            .into_response()
+    }
+}
+
+/// What the query of an engine request says.
+struct Query<'a> {
+    transport: &'a str,
+    protocol: &'a str,
+    sid: Option<&'a str>,
+}
+
+impl<'a> Query<'a> {
+    fn parse(query: &'a str) -> Self {
+        let get = |name: &str| {
+            query
+                .split('&')
+                .filter_map(|pair| pair.split_once('='))
+                .find_map(|(key, value)| (key == name).then_some(value))
+        };
+        Self {
+            transport: get("transport").unwrap_or_default(),
+            protocol: get("EIO").unwrap_or_default(),
+            sid: get("sid"),
+        }
+    }
+}
+
+impl Edge {
+    pub fn new(
+        engine: Engine,
+        connections: Arc<Connections>,
+        origins: Arc<Origins>,
+        max_payload: usize,
+    ) -> Self {
+        Self { engine, connections, origins, max_payload }
+    }
+
+    /// Answers one request to the Socket.IO path.
+    pub async fn handle(self, request: Request<Body>) -> Response<Body> {
+        self.route(request).await.unwrap_or_else(EngineError::response)
+    }
+
+    async fn route(self, request: Request<Body>) -> Result<Response<Body>, EngineError> {
+        if !self.origins.allow(request.headers()) {
+            return Err(EngineError::Forbidden);
+        }
+        let uri = request.uri().clone();
+        let query = Query::parse(uri.query().unwrap_or_default());
+        if !matches!(query.transport, "polling" | "websocket") {
+            return Err(EngineError::UnknownTransport);
+        }
+        if query.protocol != "4" {
+            return Err(EngineError::UnsupportedProtocol);
+        }
+        let connection = match query.sid {
+            Some(sid) => Some(
+                sid.parse::<Sid>()
+                    .ok()
+                    .and_then(|sid| self.connections.get(sid))
+                    .filter(|connection| !connection.is_killed())
+                    .ok_or(EngineError::UnknownSession)?,
+            ),
+            None if request.method() != Method::GET => return Err(EngineError::BadMethod),
+            None => None,
+        };
+        match query.transport {
+            "websocket" => self.websocket(request, connection),
+            _ => self.polling(request, connection).await,
+        }
+    }
+
+    fn websocket(
+        self,
+        mut request: Request<Body>,
+        connection: Option<Arc<Connection>>,
+    ) -> Result<Response<Body>, EngineError> {
+        let key = request
+            .headers()
+            .get(header::SEC_WEBSOCKET_KEY)
+            .filter(|_| request.method() == Method::GET)
+            .cloned()
+            .ok_or(EngineError::BadRequest)?;
+        let connection = connection
+            .unwrap_or_else(|| Arc::new(Connection::new(bearer(request.headers()), false)));
+        let upgrade = hyper::upgrade::on(&mut request);
+        let minimal = minimal(&request.into_parts().0, &connection, ());
+        let Self { mut engine, connections, .. } = self;
+        // Ends with the upgrade: the engine runs the connection in tasks of its own.
+        tokio::spawn(async move {
+            let Ok(upgraded) = upgrade.await else { return };
+            let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
+            let stream =
+                Stream::new(parts.io.into_inner(), parts.read_buf, connection, connections);
+            // The query was checked above, so the engine takes it.
+            let _ = engine.call((stream, minimal)).await;
+        });
+        let accept = derive_accept_key(key.as_bytes());
+        let response = Response::builder()
+            .status(StatusCode::SWITCHING_PROTOCOLS)
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_ACCEPT, accept)
+            .body(Body::empty());
+        response.map_err(|_| EngineError::BadRequest)
+    }
+}
+
+/// A request with nothing but method, query and the connection it belongs to.
+fn minimal<B>(head: &Parts, connection: &Arc<Connection>, body: B) -> Request<B> {
+    let mut minimal = Request::new(body);
+    *minimal.method_mut() = head.method.clone();
+    *minimal.uri_mut() = head.uri.clone();
+    minimal.extensions_mut().insert(connection.clone());
+    minimal
+}
+
+fn bearer(headers: &HeaderMap) -> Option<Box<str>> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().into())
+}
+
+/// Bytes of a body that is in memory already.
+async fn bytes_of<B>(body: B) -> Option<Bytes>
+where
+    B: http_body_util::BodyExt,
+{
+    Some(body.collect().await.ok()?.to_bytes())
+}

@@ -1,0 +1,186 @@
+//! Long polling through the engine: packets are fed at the pace the inbox takes them, and replies
+//! are metered and renamed as on a WebSocket.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
+    response::IntoResponse as _,
+};
+use bytes::Bytes;
+use http_body_util::Full;
+use socketioxide::socket::Sid;
+use tower::Service as _;
+
+use super::{Edge, EngineError, bearer, bytes_of, minimal};
+use crate::connection::Connection;
+
+/// Between the packets of one body.
+const SEPARATOR: u8 = 0x1e;
+/// Packets handed to the engine before the inbox is looked at again.
+const CHUNK: usize = 64;
+
+impl Edge {
+    pub(super) async fn polling(
+        mut self,
+        request: Request<Body>,
+        connection: Option<Arc<Connection>>,
+    ) -> Result<Response<Body>, EngineError> {
+        let (head, body) = request.into_parts();
+        match (&head.method, connection) {
+            (&Method::GET, None) => self.open(&head).await,
+            (&Method::GET, Some(connection)) => self.poll(&head, &connection).await,
+            (&Method::POST, Some(connection)) => self.post(&head, body, &connection).await,
+            _ => Err(EngineError::BadRequest),
+        }
+    }
+
+    async fn open(&mut self, head: &Parts) -> Result<Response<Body>, EngineError> {
+        let connection = Arc::new(Connection::new(bearer(&head.headers), true));
+        let (status, body) = self.ask(minimal(head, &connection, Full::default())).await?;
+        let sid = opened(&body).ok_or(EngineError::BadRequest)?;
+        self.connections.insert(sid, &connection);
+        Ok(answer(status, body))
+    }
+
+    async fn poll(
+        &mut self,
+        head: &Parts,
+        connection: &Arc<Connection>,
+    ) -> Result<Response<Body>, EngineError> {
+        let (status, body) = self.ask(minimal(head, connection, Full::default())).await?;
+        if connection.is_killed() {
+            return Err(EngineError::UnknownSession);
+        }
+        connection.count_written(body.len());
+        Ok(answer(status, renamed(connection, body)))
+    }
+
+    async fn post(
+        &mut self,
+        head: &Parts,
+        body: Body,
+        connection: &Arc<Connection>,
+    ) -> Result<Response<Body>, EngineError> {
+        let Ok(body) = axum::body::to_bytes(body, self.max_payload).await else {
+            return Ok(StatusCode::PAYLOAD_TOO_LARGE.into_response());
+        };
+        let mut last = answer(StatusCode::OK, Bytes::from_static(b"ok"));
+        for chunk in chunks(&body) {
+            connection.readable().await;
+            if connection.is_killed() {
+                return Err(EngineError::UnknownSession);
+            }
+            let mut part = minimal(head, connection, Full::new(chunk));
+            part.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            let (status, body) = self.ask(part).await?;
+            last = answer(status, body);
+            if !status.is_success() {
+                break;
+            }
+        }
+        Ok(last)
+    }
+
+    /// Closes a polling session from our side.
+    pub async fn close(&mut self, sid: Sid) {
+        let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+        let request = Request::post(uri).body(Full::new(Bytes::from_static(b"1")));
+        if let Ok(request) = request {
+            // A session that is gone already is what was wanted.
+            let _ = self.ask(request).await;
+        }
+        self.connections.remove(sid);
+    }
+
+    async fn ask(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), EngineError> {
+        let Ok(response) = self.engine.call(request).await;
+        let (parts, body) = response.into_parts();
+        let body = bytes_of(body).await.ok_or(EngineError::BadRequest)?;
+        if parts.status.is_client_error() {
+            // The engine's own words carry its codes as text; ours are Node's.
+            return Err(EngineError::BadRequest);
+        }
+        Ok((parts.status, body))
+    }
+}
+
+fn answer(status: StatusCode, body: Bytes) -> Response<Body> {
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=UTF-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The session id of an open packet, `0{"sid":"…",…}`.
+fn opened(body: &[u8]) -> Option<Sid> {
+    #[derive(serde::Deserialize)]
+    struct Open {
+        sid: String,
+    }
+    serde_json::from_slice::<Open>(body.strip_prefix(b"0")?).ok()?.sid.parse().ok()
+}
+
+/// At most [`CHUNK`] packets each.
+fn chunks(body: &Bytes) -> Vec<Bytes> {
+    let mut cuts: Vec<usize> = memchr::memchr_iter(SEPARATOR, body)
+        .enumerate()
+        .filter_map(|(packets, at)| ((packets + 1) % CHUNK == 0).then_some(at))
+        .collect();
+    cuts.push(body.len());
+    let mut from = 0;
+    cuts.into_iter()
+        .map(|to| {
+            let chunk = body.slice(from..to);
+            from = (to + 1).min(body.len());
+            chunk
+        })
+        .collect()
+}
+
+/// The packets with CONNECT replies renamed.
+fn renamed(connection: &Connection, body: Bytes) -> Bytes {
+    if !connection.has_renames() {
+        return body;
+    }
+    let packets: Vec<Bytes> = body
+        .split(|byte| *byte == SEPARATOR)
+        .map(|packet| {
+            let this = connection.take_rename(|rename| (*rename.from == *packet).then_some(()));
+            this.map_or_else(|| body.slice_ref(packet), |(rename, ())| rename.to.into())
+        })
+        .collect();
+    packets.join(&SEPARATOR).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_cut_between_packets() {
+        let body = Bytes::from(vec![b"42[\"a\"]".as_slice(); 130].join(&SEPARATOR));
+        let parts = chunks(&body);
+        assert_eq!(parts.len(), 3);
+        assert_eq!(parts.join(&SEPARATOR), body);
+        assert_eq!(chunks(&Bytes::new()).len(), 1);
+    }
+
+    #[test]
+    fn a_connect_reply_carries_the_public_id() {
+        let connection = Connection::new(None, true);
+        let sid = Sid::new();
+        connection.rename("/chat", sid, "abcdefghijklmnopqrst");
+        let body = format!("2\u{1e}40/chat,{{\"sid\":\"{sid}\"}}\u{1e}42[\"x\",{{}}]");
+        assert_eq!(
+            renamed(&connection, body.into()),
+            "2\u{1e}40/chat,{\"sid\":\"abcdefghijklmnopqrst\"}\u{1e}42[\"x\",{}]"
+        );
+        assert!(!connection.has_renames());
+    }
+}

@@ -1,0 +1,230 @@
+//! The wrapped stream under a WebSocket: the kill switch, pausing, metering, and the public
+//! socket id in place of the engine's secret one.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::connection::{Connection, Connections, Rename};
+
+/// A stream handed to the engine.
+pub struct Stream<T> {
+    inner: T,
+    /// What the HTTP parser had read past the handshake.
+    head: Bytes,
+    /// A frame of ours in place of one of the engine's, until it is written.
+    replacement: Bytes,
+    connection: Arc<Connection>,
+    connections: Arc<Connections>,
+}
+
+impl<T> Stream<T> {
+    pub fn new(
+        inner: T,
+        head: Bytes,
+        connection: Arc<Connection>,
+        connections: Arc<Connections>,
+    ) -> Self {
+        connection.stream_opened();
+        Self { inner, head, replacement: Bytes::new(), connection, connections }
+    }
+}
+
+impl<T> Drop for Stream<T> {
+    fn drop(&mut self) {
+        if self.connection.stream_closed()
+            && let Some(sid) = self.connection.sid()
+        {
+            self.connections.remove(sid);
+        }
+    }
+}
+
+fn killed() -> io::Error {
+    io::ErrorKind::ConnectionAborted.into()
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.connection.reader.register(cx.waker());
+        if self.connection.is_killed() {
+            return Poll::Ready(Err(killed()));
+        }
+        if self.connection.is_paused() {
+            return Poll::Pending;
+        }
+        if !self.head.is_empty() {
+            let length = self.head.len().min(buffer.remaining());
+            buffer.put_slice(&self.head.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Stream<T> {
+    fn poll_write_through(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.inner).poll_write(cx, bytes) {
+            Poll::Ready(Ok(written)) => {
+                self.connection.count_written(written);
+                Poll::Ready(Ok(written))
+            }
+            Poll::Pending => {
+                self.connection.has_stalled();
+                Poll::Pending
+            }
+            failed @ Poll::Ready(Err(_)) => failed,
+        }
+    }
+
+    fn poll_replacement(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.replacement.is_empty() {
+            let frame = self.replacement.clone();
+            match ready!(self.poll_write_through(cx, &frame))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.replacement.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Server frames are not masked, and a CONNECT reply is shorter than 126 bytes: two bytes of
+/// header, then the text.
+fn frame(text: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(text.len()).unwrap_or(125).min(125);
+    [&[0x81, length], text].concat()
+}
+
+fn position_of(rename: &Rename, bytes: &[u8]) -> Option<usize> {
+    memchr::memmem::find(bytes, &frame(&rename.from))
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
+    /// The engine's out buffer always holds whole frames from where the last write ended, so a
+    /// frame to be replaced is seen whole, and writing up to it makes it come first next time.
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.connection.writer.register(cx.waker());
+        if self.connection.is_killed() {
+            return Poll::Ready(Err(killed()));
+        }
+        ready!(self.poll_replacement(cx))?;
+        if self.connection.has_renames() {
+            let at_start = |rename: &Rename| (position_of(rename, bytes) == Some(0)).then_some(());
+            if let Some((rename, ())) = self.connection.take_rename(at_start) {
+                self.replacement = frame(&rename.to).into();
+                // What cannot be written now goes before the next write or flush.
+                if let Poll::Ready(Err(error)) = self.poll_replacement(cx) {
+                    return Poll::Ready(Err(error));
+                }
+                return Poll::Ready(Ok(frame(&rename.from).len()));
+            }
+            let before = self.connection.next_rename(|rename| position_of(rename, bytes));
+            if let Some(before) = before {
+                return self.poll_write_through(cx, &bytes[..before]);
+            }
+        }
+        self.poll_write_through(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.connection.is_killed() {
+            return Poll::Ready(Err(killed()));
+        }
+        ready!(self.poll_replacement(cx))?;
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.connection.is_killed() {
+            ready!(self.poll_replacement(cx))?;
+        }
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::connection::{self, Closing};
+
+    fn stream(
+        pipe: usize,
+    ) -> (Stream<tokio::io::DuplexStream>, tokio::io::DuplexStream, Arc<Connection>) {
+        let (ours, theirs) = tokio::io::duplex(pipe);
+        let limits = connection::Limits {
+            unsent_bytes: 1_000,
+            stalled: std::time::Duration::from_secs(1),
+            paused: std::time::Duration::from_secs(1),
+        };
+        let (connections, _) = Connections::new(limits, Arc::default());
+        let connection = Arc::new(Connection::new(None, false));
+        (Stream::new(ours, Bytes::new(), connection.clone(), connections), theirs, connection)
+    }
+
+    /// However the kernel cuts the writes, the reply carries the public id and nothing else moves.
+    #[tokio::test]
+    async fn the_engines_session_id_never_reaches_the_wire() {
+        for pipe in [1, 3, 7, 64, 4_096] {
+            let (mut ours, mut theirs, connection) = stream(pipe);
+            let sid = socketioxide::socket::Sid::new();
+            connection.rename("/", sid, "abcdefghijklmnopqrst");
+            connection.rename("/chat", sid, "abcdefghijklmnopqrst");
+            let mut sent = frame(b"0{\"upgrades\":[]}");
+            sent.extend(frame(format!("40/chat,{{\"sid\":\"{sid}\"}}").as_bytes()));
+            sent.extend(frame(b"42[\"x\",{}]"));
+            sent.extend(frame(format!("40{{\"sid\":\"{sid}\"}}").as_bytes()));
+            let write = tokio::spawn(async move {
+                ours.write_all(&sent).await.unwrap();
+                ours.flush().await.unwrap();
+                ours.shutdown().await.unwrap();
+            });
+            let mut received = Vec::new();
+            theirs.read_to_end(&mut received).await.unwrap();
+            write.await.unwrap();
+            let mut expected = frame(b"0{\"upgrades\":[]}");
+            expected.extend(frame(b"40/chat,{\"sid\":\"abcdefghijklmnopqrst\"}"));
+            expected.extend(frame(b"42[\"x\",{}]"));
+            expected.extend(frame(b"40{\"sid\":\"abcdefghijklmnopqrst\"}"));
+            assert_eq!(received, expected, "pipe of {pipe}");
+            assert!(!connection.has_renames());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_killed_stream_fails_at_once_even_when_the_peer_does_not_read() {
+        let (mut ours, _theirs, connection) = stream(8);
+        let write = tokio::spawn(async move { ours.write_all(&[0; 64]).await });
+        tokio::task::yield_now().await;
+        assert!(!write.is_finished(), "the pipe is full");
+        let limits = connection::Limits {
+            unsent_bytes: 1,
+            stalled: std::time::Duration::ZERO,
+            paused: std::time::Duration::ZERO,
+        };
+        let (connections, _) = Connections::new(limits, Arc::default());
+        connections.kill(&connection, Closing::SlowConsumer);
+        let error = write.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    }
+}

@@ -1,0 +1,292 @@
+//! From effects to sockets, in the tenant's order.
+//!
+//! Durable events carry their offset. A node delivers them to every connection in offset order,
+//! so what a connection has seen is one number. What comes early waits; a hole is read from the
+//! outbox, so order and completeness depend on nothing but the database.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use carillon_domain::{
+    App as Domain, Effect, Emit, Offset, Refusal, RoomId, TenantId, UserId, contract::Address,
+};
+use carillon_redis_adapter::Broadcast;
+use tokio::sync::Notify;
+
+use crate::{
+    connection::{Closing, Connections},
+    metrics::Metrics,
+    socketio::{NodeHub, Seat},
+};
+
+type Room = Cow<'static, str>;
+
+/// Durable events kept in memory for those who join just now.
+const RECENT: usize = 256;
+/// Durable events read from the outbox at a time.
+const BATCH: u32 = 256;
+/// Reads of the outbox before a join is given up.
+const ATTEMPTS: usize = 64;
+
+/// All sockets of a user. Internal names carry the tenant: nothing crosses.
+pub fn user_room(tenant: &TenantId, user: &UserId) -> Room {
+    format!("u/{tenant}/{user}").into()
+}
+
+fn chat_room(tenant: &TenantId, room: &RoomId) -> Room {
+    format!("r/{tenant}/{room}").into()
+}
+
+/// Hands effects to the transports.
+pub struct Fanout {
+    hub: Arc<NodeHub>,
+    domain: Arc<Domain>,
+    connections: Arc<Connections>,
+    metrics: Arc<Metrics>,
+    lanes: Mutex<HashMap<TenantId, Arc<Lane>>>,
+    /// Rung when an event came early: something is missing.
+    pub hole: Notify,
+}
+
+/// What this node has delivered of one tenant.
+#[derive(Default)]
+struct Lane {
+    state: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// `None` until the first event or join says where this node begins.
+    delivered: Option<Offset>,
+    early: BTreeMap<Offset, Emit>,
+    /// The newest delivered, gapless up to `delivered`.
+    recent: VecDeque<Emit>,
+}
+
+impl Lane {
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress {
+    /// The events after an offset; `None` when it is ahead of this node, or when memory does
+    /// not reach back that far.
+    fn since(&self, after: Offset) -> Option<impl Iterator<Item = &Emit>> {
+        let missing = usize::try_from(self.delivered?.0 - after.0).ok()?;
+        let skipped = self.recent.len().checked_sub(missing)?;
+        Some(self.recent.iter().skip(skipped))
+    }
+}
+
+impl Fanout {
+    pub fn new(
+        hub: Arc<NodeHub>,
+        domain: Arc<Domain>,
+        connections: Arc<Connections>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (lanes, hole) = (Mutex::default(), Notify::new());
+        Self { hub, domain, connections, metrics, lanes, hole }
+    }
+
+    /// Delivers what a command of this socket has done.
+    pub async fn deliver(&self, seat: &Seat, effects: Vec<Effect>) {
+        let tenant = &seat.caller.tenant;
+        for effect in effects {
+            match effect {
+                Effect::Emit(emit) => self.emit(tenant, Some(seat), emit),
+                Effect::Join { room, after } => self.join(seat, &room, after).await,
+                Effect::Leave(room) => self.leave(seat, &room),
+            }
+        }
+    }
+
+    /// Delivers what the system itself has to say.
+    pub fn deliver_system(&self, tenant: &TenantId, effect: Effect) {
+        if let Effect::Emit(emit) = effect {
+            self.emit(tenant, None, emit);
+        }
+    }
+
+    /// One event of the table to one socket, past the effects: for refusals.
+    pub fn tell(&self, seat: &Seat, name: &str, payload: &str) {
+        self.hub.send(seat.path, seat.sid, &encode(name, payload));
+    }
+
+    /// Reads what this node has missed: after a hole, and once a second.
+    pub async fn repair(&self) -> Result<(), Refusal> {
+        let known: Vec<(TenantId, Arc<Lane>)> = {
+            let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+            lanes.iter().map(|(tenant, lane)| (tenant.clone(), lane.clone())).collect()
+        };
+        if known.is_empty() {
+            return Ok(());
+        }
+        let heads: HashMap<TenantId, Offset> =
+            self.domain.store.read().await?.heads().await?.into_iter().collect();
+        for (tenant, lane) in known {
+            let head = heads.get(&tenant).copied().unwrap_or_default();
+            self.catch_up(&tenant, &lane, head).await?;
+        }
+        Ok(())
+    }
+
+    fn lane(&self, tenant: &TenantId) -> Arc<Lane> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.entry(tenant.clone()).or_default().clone()
+    }
+
+    fn emit(&self, tenant: &TenantId, seat: Option<&Seat>, emit: Emit) {
+        match emit.offset {
+            Some(offset) => self.offer(tenant, &self.lane(tenant), offset, emit),
+            None => self.send(tenant, seat, &emit),
+        }
+    }
+
+    /// Delivers a durable event, or keeps it until those before it are there.
+    fn offer(&self, tenant: &TenantId, lane: &Lane, offset: Offset, emit: Emit) {
+        let mut progress = lane.lock();
+        let delivered = *progress.delivered.get_or_insert(Offset(offset.0 - 1));
+        if offset <= delivered {
+            return;
+        }
+        progress.early.insert(offset, emit);
+        let mut next = Offset(delivered.0 + 1);
+        while let Some(emit) = progress.early.remove(&next) {
+            self.send(tenant, None, &emit);
+            progress.delivered = Some(next);
+            next.0 += 1;
+            progress.recent.push_back(emit);
+            if progress.recent.len() > RECENT {
+                progress.recent.pop_front();
+            }
+        }
+        if !progress.early.is_empty() {
+            self.hole.notify_one();
+        }
+    }
+
+    /// Delivers from the outbox until this node has everything up to `head`.
+    async fn catch_up(&self, tenant: &TenantId, lane: &Lane, head: Offset) -> Result<(), Refusal> {
+        loop {
+            let delivered = lane.lock().delivered;
+            let Some(from) = delivered.filter(|delivered| *delivered < head) else {
+                return Ok(());
+            };
+            let mut reads = self.domain.store.read().await?;
+            let missed = reads.published_after(tenant, from, BATCH).await?;
+            if missed.is_empty() {
+                return Ok(());
+            }
+            self.metrics.repaired(missed.len());
+            for published in missed {
+                self.offer(tenant, lane, published.offset, published.emit);
+            }
+        }
+    }
+
+    /// Subscribes the socket and sends what was committed between its snapshot and now. Nothing
+    /// is missing and nothing comes twice: delivery stands still while the socket is let in.
+    async fn join(&self, seat: &Seat, room: &RoomId, after: Offset) {
+        let tenant = &seat.caller.tenant;
+        let lane = self.lane(tenant);
+        let is_for_room = |emit: &&Emit| matches!(&emit.to, Address::Room(of) if of == room);
+        // Where memory does not reach back to the snapshot, the outbox does.
+        let (mut backlog, mut known) = (Vec::new(), after);
+        for _ in 0..ATTEMPTS {
+            let delivered = {
+                let mut progress = lane.lock();
+                let delivered = *progress.delivered.get_or_insert(after);
+                if let Some(rest) = progress.since(known) {
+                    self.subscribe(seat, room);
+                    for emit in backlog.iter().chain(rest).filter(is_for_room) {
+                        self.hub.send(seat.path, seat.sid, &event(emit));
+                    }
+                    return;
+                }
+                delivered
+            };
+            let prepared = if delivered < known {
+                self.catch_up(tenant, &lane, known).await
+            } else {
+                self.read_on(tenant, &mut backlog, &mut known).await
+            };
+            if prepared.is_err() {
+                break;
+            }
+        }
+        // The client reloads its rooms when it comes back: better than a hole nobody knows of.
+        self.connections.kill(&seat.connection, Closing::Gap);
+    }
+
+    async fn read_on(
+        &self,
+        tenant: &TenantId,
+        backlog: &mut Vec<Emit>,
+        known: &mut Offset,
+    ) -> Result<(), Refusal> {
+        let mut reads = self.domain.store.read().await?;
+        for published in reads.published_after(tenant, *known, BATCH).await? {
+            *known = published.offset;
+            backlog.push(published.emit);
+        }
+        Ok(())
+    }
+
+    fn subscribe(&self, seat: &Seat, room: &RoomId) {
+        let Some(socket) = seat.socket.upgrade() else { return };
+        let is_new = seat.caller.joined.insert(room.clone());
+        socket.join(chat_room(&seat.caller.tenant, room));
+        if is_new {
+            self.domain.presence.joined(&seat.caller, room);
+        }
+        // A socket that was removed meanwhile would stay in the room for ever.
+        if !socket.connected() {
+            socket.leave_all();
+        }
+    }
+
+    fn leave(&self, seat: &Seat, room: &RoomId) {
+        if let Some(socket) = seat.socket.upgrade() {
+            socket.leave(chat_room(&seat.caller.tenant, room));
+        }
+        if seat.caller.joined.remove(room) {
+            self.domain.presence.left(&seat.caller, room);
+        }
+    }
+
+    fn send(&self, tenant: &TenantId, seat: Option<&Seat>, emit: &Emit) {
+        let rooms = match &emit.to {
+            Address::Caller => {
+                if let Some(seat) = seat {
+                    self.hub.send(seat.path, seat.sid, &event(emit));
+                }
+                return;
+            }
+            Address::User(user) => vec![user_room(tenant, user)],
+            Address::Room(room) | Address::Others(room) => vec![chat_room(tenant, room)],
+            Address::Around(user, rooms) => std::iter::once(user_room(tenant, user))
+                .chain(rooms.iter().map(|room| chat_room(tenant, room)))
+                .collect(),
+        };
+        let except = match (&emit.to, seat) {
+            (Address::Others(_), Some(seat)) => vec![user_room(tenant, &seat.caller.user)],
+            _ => Vec::new(),
+        };
+        let paths = emit.row.paths;
+        self.hub.broadcast(&Broadcast { event: event(emit), paths, rooms, except });
+    }
+}
+
+fn event(emit: &Emit) -> engineioxide::Str {
+    encode(emit.row.name, emit.payload.get())
+}
+
+/// Names of events hold nothing that needs escaping; a table test says so.
+fn encode(name: &str, payload: &str) -> engineioxide::Str {
+    format!("[\"{name}\",{payload}]").into()
+}

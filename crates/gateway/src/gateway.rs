@@ -1,0 +1,28 @@
+//! What the parts of a running node share.
+
+use std::sync::Arc;
+
+use carillon_domain::App as Domain;
+use socketioxide::SocketIo;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    auth::Authenticator,
+    connection::Connections,
+    fanout::Fanout,
+    metrics::Metrics,
+    socketio::{Adapter, NodeHub},
+};
+
+/// One node.
+pub struct Gateway {
+    pub domain: Arc<Domain>,
+    pub authenticator: Authenticator,
+    pub connections: Arc<Connections>,
+    pub hub: Arc<NodeHub>,
+    pub io: SocketIo<Adapter>,
+    pub fanout: Fanout,
+    pub metrics: Arc<Metrics>,
+    /// The drains of inboxes, and whatever else must end before the process does.
+    pub tasks: TaskTracker,
+}

@@ -1,0 +1,4 @@
+//! The HTTP routes beside Socket.IO.
+
+pub mod health;
+pub mod origin;

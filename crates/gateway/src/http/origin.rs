@@ -1,0 +1,105 @@
+//! Which web pages may talk to us: an exact list, on every transport.
+
+use axum::http::{HeaderMap, HeaderValue, Method, header, request::Parts};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::config::App;
+
+/// The allowed origins of all apps.
+#[derive(Debug, Default)]
+pub struct Origins {
+    exact: Vec<String>,
+    /// `dev`: any page served from this machine.
+    any_localhost: bool,
+}
+
+impl Origins {
+    pub fn new(apps: &[App], any_localhost: bool) -> Self {
+        let exact = apps
+            .iter()
+            .flat_map(|app| &app.allowed_origins)
+            .flat_map(|origin| {
+                if origin.contains("://") {
+                    vec![origin.clone()]
+                } else {
+                    vec![format!("https://{origin}"), format!("http://{origin}")]
+                }
+            })
+            .map(|origin| origin.trim_end_matches('/').to_lowercase())
+            .collect();
+        Self { exact, any_localhost }
+    }
+
+    /// Whether a request may pass. A client that is no browser sends no `Origin`.
+    pub fn allow(&self, headers: &HeaderMap) -> bool {
+        headers.get(header::ORIGIN).is_none_or(|origin| self.allow_origin(origin))
+    }
+
+    fn allow_origin(&self, origin: &HeaderValue) -> bool {
+        let Ok(origin) = origin.to_str() else { return false };
+        let origin = origin.to_lowercase();
+        self.exact.contains(&origin) || (self.any_localhost && is_localhost(&origin))
+    }
+}
+
+fn is_localhost(origin: &str) -> bool {
+    url::Url::parse(origin).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && match url.host() {
+                Some(url::Host::Domain(name)) => {
+                    name == "localhost" || name.ends_with(".localhost")
+                }
+                Some(url::Host::Ipv4(address)) => address.is_loopback(),
+                Some(url::Host::Ipv6(address)) => address.is_loopback(),
+                None => false,
+            }
+    })
+}
+
+/// CORS with credentials for those origins, on refusals too: a browser reports one without the
+/// headers as something else.
+pub fn cors(origins: std::sync::Arc<Origins>) -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(move |origin, _: &Parts| origins.allow_origin(origin)))
+        .allow_credentials(true)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+
+    #[test]
+    fn origins_are_matched_exactly() {
+        let app = App::from_environment(Secret::from("x"), "https://app.example, campus.example");
+        let origins = Origins::new(&[app], false);
+        let allow = |origin: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            origins.allow(&headers)
+        };
+        assert!(origins.allow(&HeaderMap::new()));
+        for good in ["https://app.example", "http://campus.example", "https://campus.example"] {
+            assert!(allow(good), "{good}");
+        }
+        for bad in [
+            "http://app.example",
+            "https://app.example.evil.example",
+            "https://evil-app.example",
+            "https://app.example:8443",
+            "null",
+            "http://localhost:5173",
+        ] {
+            assert!(!allow(bad), "{bad}");
+        }
+        assert!(
+            Origins::new(&[], true).allow_origin(&HeaderValue::from_static("http://localhost:1"))
+        );
+        assert!(
+            !Origins::new(&[], true)
+                .allow_origin(&HeaderValue::from_static("http://localhost.evil.example"))
+        );
+    }
+}

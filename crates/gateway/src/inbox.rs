@@ -1,0 +1,270 @@
+//! One ordered queue per connection, drained by at most one task.
+//!
+//! The engine spawns a task per message; order would be lost. It hands messages over in receive
+//! order, though, so they are queued there and then. An idle connection owns an empty queue and
+//! no task. A full inbox pauses reading from its connection; only ephemeral commands are refused,
+//! because unmodified clients neither ask for acknowledgements nor repeat.
+
+use std::{
+    borrow::Cow,
+    collections::VecDeque,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use carillon_domain::{
+    Done, Refusal, Timestamp,
+    contract::{Policy, Route, Telling, find_command},
+    dispatch::dispatch,
+};
+use futures_util::FutureExt as _;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use socketioxide::extract::AckSender;
+
+use crate::{
+    gateway::Gateway,
+    socketio::{Adapter, Seat},
+};
+
+/// Commands waiting; from here on the connection is not read.
+const FULL: usize = 64;
+/// Reading goes on below this.
+const LOW: usize = 16;
+/// Every command is answered within this (issue: refused within 3 s); counted from its receipt.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The queue of one connection.
+#[derive(Default)]
+pub struct Inbox {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Item>,
+    is_draining: bool,
+}
+
+/// What waits in an inbox.
+pub enum Item {
+    /// A socket has connected.
+    Arrived(Arc<Seat>),
+    /// Its client asks for something.
+    Asked(Box<Asked>),
+    /// It is gone.
+    Left(Arc<Seat>),
+}
+
+/// A command as it came.
+pub struct Asked {
+    pub seat: Arc<Seat>,
+    /// The event's whole array, `["name",…]`.
+    pub text: engineioxide::Str,
+    pub has_attachments: bool,
+    pub ack: Option<AckSender<Adapter>>,
+    pub received: Instant,
+    pub received_at: Timestamp,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_full(&self) -> bool {
+        self.lock().queue.len() >= FULL
+    }
+
+    /// The next item, and how many are left; ends the drain when there is none.
+    fn next(&self) -> Option<(Item, usize)> {
+        let mut state = self.lock();
+        let next = state.queue.pop_front();
+        if let Some(item) = next {
+            Some((item, state.queue.len()))
+        } else {
+            state.is_draining = false;
+            state.queue.shrink_to(4);
+            None
+        }
+    }
+}
+
+/// Queues a command, or answers it at once when it is ephemeral and the inbox is full.
+pub fn ask(gateway: &Arc<Gateway>, asked: Asked) {
+    let seat = asked.seat.clone();
+    if seat.connection.inbox.is_full() {
+        let parsed = parse(&asked.text).ok();
+        let route = parsed.and_then(|(name, _)| find_command(seat.path, &name));
+        if let Some(route) = route.filter(|route| route.policy.ephemeral) {
+            let busy = Refusal::Busy { retry_after: Duration::from_secs(1) };
+            refuse(gateway, &seat, asked.ack, Some(&route.policy), &busy);
+            gateway.metrics.command(seat.path, route.name, Some(busy.code()), Duration::ZERO);
+            return;
+        }
+    }
+    push(gateway, &seat, Item::Asked(Box::new(asked)));
+}
+
+/// Queues an item behind everything its connection has sent before.
+pub fn push(gateway: &Arc<Gateway>, seat: &Arc<Seat>, item: Item) {
+    let connection = &seat.connection;
+    let mut state = connection.inbox.lock();
+    state.queue.push_back(item);
+    if state.queue.len() >= FULL {
+        connection.pause();
+    }
+    if !state.is_draining {
+        state.is_draining = true;
+        drop(state);
+        let (gateway, connection) = (gateway.clone(), connection.clone());
+        let tasks = gateway.tasks.clone();
+        tasks.spawn(async move {
+            while let Some((item, left)) = connection.inbox.next() {
+                if left <= LOW {
+                    connection.resume();
+                }
+                // One command that panics ends neither its connection nor the process.
+                if AssertUnwindSafe(handle(&gateway, item)).catch_unwind().await.is_err() {
+                    tracing::error!("a command panicked");
+                }
+            }
+        });
+    }
+}
+
+async fn handle(gateway: &Arc<Gateway>, item: Item) {
+    match item {
+        Item::Arrived(seat) => seat.arrive(gateway).await,
+        Item::Left(seat) => seat.leave(gateway).await,
+        Item::Asked(asked) => {
+            asked.seat.arrive(gateway).await;
+            answer(gateway, *asked).await;
+        }
+    }
+}
+
+async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
+    let Asked { seat, text, has_attachments, ack, received, received_at } = asked;
+    let (name, payload) = match parse(&text) {
+        Ok((name, payload)) if !has_attachments => (name, payload),
+        Ok((name, _)) => (name, Err(Refusal::Invalid("no binary attachments".into()))),
+        // The engine has read the array before, so this is a name that is not text.
+        Err(_) => return,
+    };
+    let route = find_command(seat.path, &name);
+    let result = match (route, payload) {
+        (Some(route), Ok(payload)) => {
+            run(gateway, &seat, route, payload, received, received_at, ack.is_some()).await
+        }
+        (Some(_), Err(refusal)) => Err(refusal),
+        (None, _) => Err(Refusal::UnknownEvent),
+    };
+    let label = route.map_or("unknown", |route| route.name);
+    let code = result.as_ref().err().map(Refusal::code);
+    match result {
+        Ok(done) => {
+            gateway.fanout.deliver(&seat, done.effects).await;
+            if let Some(ack) = ack {
+                acknowledge(gateway, &seat, ack, &done.reply);
+            }
+        }
+        Err(refusal) => {
+            if let Refusal::Internal(source) = &refusal {
+                tracing::error!(
+                    ns = seat.path,
+                    command = label,
+                    caller.id = %seat.caller.user,
+                    conn.id = %seat.caller.connection,
+                    error = source.as_ref(),
+                    "the command {label} failed"
+                );
+            }
+            refuse(gateway, &seat, ack, route.map(|route| &route.policy), &refusal);
+        }
+    }
+    gateway.metrics.command(seat.path, label, code, received.elapsed());
+}
+
+async fn run(
+    gateway: &Gateway,
+    seat: &Seat,
+    route: &Route,
+    payload: &RawValue,
+    received: Instant,
+    received_at: Timestamp,
+    acknowledged: bool,
+) -> Result<Done, Refusal> {
+    let work = dispatch(&gateway.domain, &seat.caller, route, payload, received_at, acknowledged);
+    let left = PATIENCE.saturating_sub(received.elapsed());
+    tokio::time::timeout(left, work).await.unwrap_or(Err(Refusal::Unavailable(None)))
+}
+
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// The name and the one payload: no argument counts as `null`.
+fn parse(text: &str) -> Result<(Cow<'_, str>, Result<&RawValue, Refusal>), serde_json::Error> {
+    let parts: Vec<&RawValue> = serde_json::from_str(text)?;
+    let name = parts.first().map_or("\"\"", |name| name.get());
+    let payload = match parts.get(1..) {
+        None | Some([]) => Ok(serde_json::from_str("null")?),
+        Some([payload]) => Ok(*payload),
+        Some(_) => Err(Refusal::Invalid("at most one argument".into())),
+    };
+    Ok((serde_json::from_str::<Name<'_>>(name)?.0, payload))
+}
+
+/// Through the acknowledgement; without one by the error event, unless the contract says silent.
+fn refuse(
+    gateway: &Gateway,
+    seat: &Seat,
+    ack: Option<AckSender<Adapter>>,
+    policy: Option<&Policy>,
+    refusal: &Refusal,
+) {
+    #[derive(Serialize)]
+    struct Refused<'a> {
+        ok: bool,
+        #[serde(flatten)]
+        told: carillon_domain::refusal::Told<'a>,
+    }
+    let message = policy.map_or("Unknown event", |policy| policy.text(refusal));
+    let told = refusal.told(message);
+    if let Some(ack) = ack {
+        if let Ok(text) = serde_json::value::to_raw_value(&Refused { ok: false, told }) {
+            acknowledge(gateway, seat, ack, &text);
+        }
+        return;
+    }
+    let is_told = match policy.map_or(Telling::All, |policy| policy.telling) {
+        Telling::All => true,
+        Telling::RequiredOnly => matches!(refusal, Refusal::Required(_)),
+        Telling::Nothing => false,
+    };
+    if is_told && let Ok(text) = serde_json::to_string(&told) {
+        gateway.fanout.tell(seat, "error", &text);
+    }
+}
+
+fn acknowledge(gateway: &Gateway, seat: &Seat, ack: AckSender<Adapter>, reply: &RawValue) {
+    gateway.hub.count_queued(seat.sid, reply.get().len());
+    if let Err(error) = ack.send(reply) {
+        tracing::debug!(%error, "a socket was gone before its answer");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_a_name_and_at_most_one_argument() {
+        let (name, payload) = parse(r#"["join-room",{"roomId":"a"}]"#).unwrap();
+        assert_eq!((&*name, payload.unwrap().get()), ("join-room", r#"{"roomId":"a"}"#));
+        assert_eq!(parse(r#"["heartbeat"]"#).unwrap().1.unwrap().get(), "null");
+        assert!(parse(r#"["a",1,2]"#).unwrap().1.is_err());
+        assert!(parse("[1]").is_err());
+    }
+}

@@ -1,0 +1,137 @@
+//! What happens by itself: deadlines of this node's state, the outbox relay, the watch over
+//! suspended users and over connections that have had enough.
+
+use std::{sync::Arc, time::Duration};
+
+use carillon_domain::{Refusal, session};
+use socketioxide::socket::Sid;
+use tokio::{
+    sync::mpsc,
+    time::{Interval, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    edge::Edge, fanout::user_room, gateway::Gateway, limits::Limiter, socketio::disconnect,
+};
+
+/// Typing and presence are told within this of being due.
+const TICK: Duration = Duration::from_millis(250);
+/// The counter is compared with what was delivered this often (design D3).
+const RELAY: Duration = Duration::from_secs(1);
+/// An event that came early waits this long for the one before it.
+const HOLE: Duration = Duration::from_millis(50);
+/// A suspended user is cut within a second.
+const SUSPENSIONS: Duration = Duration::from_millis(500);
+const SWEEP: Duration = Duration::from_secs(1);
+const FORGET: Duration = Duration::from_mins(1);
+
+/// Runs every job until `stop`.
+pub async fn run(
+    gateway: Arc<Gateway>,
+    limiter: Arc<Limiter>,
+    edge: Edge,
+    to_close: mpsc::UnboundedReceiver<Sid>,
+    stop: CancellationToken,
+) {
+    let jobs = async {
+        tokio::join!(
+            tick(&gateway),
+            relay(&gateway),
+            suspensions(&gateway),
+            sweep(&gateway),
+            forget(&limiter),
+            close(edge, to_close),
+        )
+    };
+    stop.run_until_cancelled(jobs).await;
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn tick(gateway: &Gateway) {
+    let mut ticks = every(TICK);
+    loop {
+        ticks.tick().await;
+        for (tenant, effect) in session::tick(&gateway.domain) {
+            gateway.fanout.deliver_system(&tenant, effect);
+        }
+    }
+}
+
+async fn relay(gateway: &Gateway) {
+    let mut was_away = false;
+    loop {
+        let hole = async {
+            gateway.fanout.hole.notified().await;
+            tokio::time::sleep(HOLE).await;
+        };
+        // Either way the outbox is read.
+        let _ = tokio::time::timeout(RELAY, hole).await;
+        was_away = report("the outbox relay", gateway.fanout.repair().await, was_away);
+    }
+}
+
+/// One line when the database goes, one when it is back.
+fn report(what: &str, result: Result<(), Refusal>, was_away: bool) -> bool {
+    match (result, was_away) {
+        (Ok(()), true) => tracing::info!("{what} works again"),
+        (Err(error), false) => {
+            tracing::warn!(code = error.code().as_str(), "{what} waits for the database");
+            return true;
+        }
+        (Ok(()), false) => {}
+        (Err(_), true) => return true,
+    }
+    false
+}
+
+async fn suspensions(gateway: &Gateway) {
+    let mut was_away = false;
+    let mut ticks = every(SUSPENSIONS);
+    loop {
+        ticks.tick().await;
+        let result = cut_suspended(gateway).await;
+        was_away = report("the watch over suspended users", result, was_away);
+    }
+}
+
+async fn cut_suspended(gateway: &Gateway) -> Result<(), Refusal> {
+    if gateway.connections.len() == 0 {
+        return Ok(());
+    }
+    for (tenant, user) in gateway.domain.store.read().await?.suspended_users().await? {
+        for sid in gateway.hub.connections_in(&user_room(&tenant, &user)) {
+            disconnect(gateway, &tenant, &user, sid);
+        }
+    }
+    Ok(())
+}
+
+async fn sweep(gateway: &Gateway) {
+    let mut ticks = every(SWEEP);
+    loop {
+        ticks.tick().await;
+        gateway.connections.sweep();
+        let (users, sockets) = gateway.domain.presence.counts();
+        gateway.metrics.present(gateway.connections.len(), sockets, users);
+    }
+}
+
+async fn forget(limiter: &Limiter) {
+    let mut ticks = every(FORGET);
+    loop {
+        ticks.tick().await;
+        limiter.forget();
+    }
+}
+
+async fn close(mut edge: Edge, mut to_close: mpsc::UnboundedReceiver<Sid>) {
+    while let Some(sid) = to_close.recv().await {
+        edge.close(sid).await;
+    }
+}

@@ -1,0 +1,112 @@
+//! `carillon`: parse, build, run.
+
+mod app;
+mod auth;
+mod config;
+mod connection;
+mod dev;
+mod edge;
+mod fanout;
+mod gateway;
+mod http;
+mod inbox;
+mod jobs;
+mod limits;
+mod log;
+mod metrics;
+mod shutdown;
+mod socketio;
+mod token;
+
+use std::path::PathBuf;
+
+use axum::Router;
+use clap::{Parser, Subcommand};
+
+use crate::{
+    app::{Node, Options},
+    config::Config,
+};
+
+/// The Socket.IO-compatible realtime platform for education.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything embedded, on 127.0.0.1, with demo users and ready-made tokens.
+    Dev,
+    /// The server.
+    Serve(WithConfig),
+    /// Brings the database up to date and ends.
+    Migrate(WithConfig),
+    /// Prints a signed token.
+    Token(token::Request),
+    /// The configuration in force, or whether it is valid.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Prints what is in force, secrets masked.
+    Show(WithConfig),
+    /// Ends with an error and a sentence when something is wrong.
+    Check(WithConfig),
+}
+
+#[derive(Debug, clap::Args)]
+struct WithConfig {
+    /// A TOML file; the environment wins over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl WithConfig {
+    fn load(&self) -> anyhow::Result<Config> {
+        Config::load(self.config.as_deref())
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Dev => dev::run().await,
+        Command::Serve(with) => {
+            let config = with.load()?;
+            log::start(&config.log);
+            let options = Options { any_localhost_origin: false, extra: Router::new() };
+            let node = Node::start(&config, options).await?;
+            tracing::info!(address = %node.address, "ready");
+            node.run().await
+        }
+        Command::Migrate(with) => {
+            let config = with.load()?;
+            config::ensure_directory(config.database.url.expose())?;
+            let url = config.database.url.expose();
+            let store = carillon_store::SqlStore::open(url, carillon_store::Opener::Tool).await?;
+            store.migrate().await?;
+            store.close().await;
+            Ok(())
+        }
+        Command::Token(request) => {
+            println!("{}", request.sign()?);
+            Ok(())
+        }
+        Command::Config { command: ConfigCommand::Show(with) } => {
+            print!("{}", toml::to_string(&with.load()?)?);
+            Ok(())
+        }
+        Command::Config { command: ConfigCommand::Check(with) } => {
+            with.load()?;
+            println!("The configuration is valid.");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What the operator sees. Each number is moved by the component that knows it; labels come from
+//! closed sets.
+
+use std::time::Duration;
+
+use carillon_domain::Code;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::connection::Closing;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CommandLabels {
+    ns: &'static str,
+    command: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+/// Buckets from half a millisecond to the 5 s within which everything is answered.
+const SECONDS: [f64; 12] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// The numbers of one node.
+pub struct Metrics {
+    registry: Registry,
+    commands: Family<CommandLabels, Counter>,
+    command_seconds: Histogram,
+    closed: Family<ReasonLabels, Counter>,
+    denied: Family<ReasonLabels, Counter>,
+    broadcasts: Counter,
+    broadcast_bytes: Counter,
+    repaired: Counter,
+    connections: Gauge,
+    sockets: Gauge,
+    users: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("carillon");
+        let command_seconds = Histogram::new(SECONDS);
+        let metrics = Self {
+            commands: Family::default(),
+            command_seconds,
+            closed: Family::default(),
+            denied: Family::default(),
+            broadcasts: Counter::default(),
+            broadcast_bytes: Counter::default(),
+            repaired: Counter::default(),
+            connections: Gauge::default(),
+            sockets: Gauge::default(),
+            users: Gauge::default(),
+            registry: Registry::default(),
+        };
+        registry.register("commands", "Commands by outcome", metrics.commands.clone());
+        registry.register_with_unit(
+            "command",
+            "From receipt to answer",
+            Unit::Seconds,
+            metrics.command_seconds.clone(),
+        );
+        registry.register("closed", "Connections ended by the server", metrics.closed.clone());
+        registry.register("denied", "Connects refused", metrics.denied.clone());
+        registry.register("broadcasts", "Events sent to rooms", metrics.broadcasts.clone());
+        registry.register_with_unit(
+            "broadcast",
+            "Size of those events, once each",
+            Unit::Bytes,
+            metrics.broadcast_bytes.clone(),
+        );
+        registry.register(
+            "outbox_repaired",
+            "Durable events delivered from the outbox",
+            metrics.repaired.clone(),
+        );
+        registry.register("connections", "Engine connections", metrics.connections.clone());
+        registry.register("sockets", "Sockets in namespaces", metrics.sockets.clone());
+        registry.register("users", "Users with a socket", metrics.users.clone());
+        Self { registry, ..metrics }
+    }
+}
+
+impl Metrics {
+    /// One command was answered.
+    pub fn command(
+        &self,
+        ns: &'static str,
+        command: &'static str,
+        refused: Option<Code>,
+        took: Duration,
+    ) {
+        let code = refused.map_or("OK", Code::as_str);
+        self.commands.get_or_create(&CommandLabels { ns, command, code }).inc();
+        self.command_seconds.observe(took.as_secs_f64());
+    }
+
+    /// The server closed a connection.
+    pub fn closed(&self, why: Closing) {
+        self.closed.get_or_create(&ReasonLabels { reason: why.as_str() }).inc();
+    }
+
+    /// A connect was refused.
+    pub fn denied(&self, reason: &'static str) {
+        self.denied.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// An event went out to a room.
+    pub fn broadcast(&self, bytes: usize) {
+        self.broadcasts.inc();
+        self.broadcast_bytes.inc_by(bytes as u64);
+    }
+
+    /// Durable events were read back from the outbox.
+    pub fn repaired(&self, events: usize) {
+        self.repaired.inc_by(events as u64);
+    }
+
+    /// Who is here now.
+    pub fn present(&self, connections: usize, sockets: usize, users: usize) {
+        let count = |gauge: &Gauge, number| gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+        count(&self.connections, connections);
+        count(&self.sockets, sockets);
+        count(&self.users, users);
+    }
+
+    /// The text format of Prometheus.
+    pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}

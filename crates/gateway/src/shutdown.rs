@@ -1,0 +1,49 @@
+//! Going away without anybody losing anything: clients see their transport close and come back
+//! elsewhere, and what was received is answered first.
+
+use std::time::Duration;
+
+use tokio::{
+    signal::unix::{SignalKind, signal as listen},
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{connection::Closing, gateway::Gateway};
+
+/// Between two waves of closing; a balancer and a database see a slope, not a wall.
+const WAVE: Duration = Duration::from_millis(50);
+const WAVES: usize = 20;
+
+/// Waits for SIGTERM or SIGINT.
+pub async fn signal() -> std::io::Result<()> {
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Closes the listener, then every connection in waves, and waits for what they had asked.
+pub async fn drain(gateway: &Gateway, stop: &CancellationToken, at_most: Duration) {
+    let deadline = Instant::now() + at_most;
+    tracing::info!("draining");
+    stop.cancel();
+    let connections = gateway.connections.all();
+    let wave = connections.len().div_ceil(WAVES).max(1);
+    for (index, some) in connections.chunks(wave).enumerate() {
+        if index > 0 {
+            sleep(WAVE).await;
+        }
+        for connection in some {
+            gateway.connections.kill(connection, Closing::Draining);
+        }
+    }
+    gateway.tasks.close();
+    if timeout_at(deadline, gateway.tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = gateway.tasks.len(), "the drain took too long");
+    }
+    tracing::info!("drained");
+}

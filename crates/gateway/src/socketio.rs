@@ -1,0 +1,228 @@
+//! The Socket.IO transport, thin: it ends at the inbox and at the fanout.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use carillon_domain::{
+    Caller, ConnectionId, TenantId, UserId, contract::ALL_PATHS, dispatch::Joined, session,
+};
+use carillon_redis_adapter::{Hub, NodeAdapter};
+use socketioxide::{
+    adapter::Emitter,
+    extract::{AckSender, SocketRef, TryData},
+    handler::{
+        ConnectHandler as _, FromConnectParts, FromMessageParts as _, MessageHandler, Value,
+    },
+    socket::{Sid, Socket},
+};
+
+use crate::{
+    auth::Denied,
+    connection::{Closing, Connection},
+    fanout::user_room,
+    gateway::Gateway,
+    inbox::{self, Asked, Item},
+};
+
+/// The adapter under every namespace.
+pub type Adapter = NodeAdapter<Emitter>;
+/// The adapters of this node.
+pub type NodeHub = Hub<Emitter>;
+
+/// One Socket.IO socket of ours: a caller in one namespace of one connection.
+pub struct Seat {
+    pub caller: Caller,
+    pub connection: Arc<Connection>,
+    pub sid: Sid,
+    pub path: &'static str,
+    pub socket: std::sync::Weak<Socket<Adapter>>,
+    has_arrived: AtomicBool,
+}
+
+impl Seat {
+    /// Tells the others, once, before anything else of this socket is handled.
+    pub async fn arrive(&self, gateway: &Gateway) {
+        if self.has_arrived.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        match session::connected(&gateway.domain, &self.caller).await {
+            Ok(effects) => gateway.fanout.deliver(self, effects).await,
+            // Without its rooms the user could not be shown to anybody: the client comes back.
+            Err(_) => gateway.connections.kill(&self.connection, Closing::Unavailable),
+        }
+    }
+
+    /// Tells the others, after everything this socket had asked for.
+    pub async fn leave(&self, gateway: &Gateway) {
+        let effects = session::disconnected(&gateway.domain, &self.caller);
+        gateway.fanout.deliver(self, effects).await;
+    }
+}
+
+/// Registers every namespace.
+pub fn register(gateway: &Arc<Gateway>) {
+    for &path in ALL_PATHS {
+        let for_connect = gateway.clone();
+        let for_token = gateway.clone();
+        let on_connect = move |socket: SocketRef<Adapter>| {
+            let gateway = for_connect.clone();
+            async move {
+                if let Some(seat) = socket.extensions.get::<Arc<Seat>>() {
+                    inbox::push(&gateway, &seat.clone(), Item::Arrived(seat));
+                }
+            }
+        };
+        let authenticate = move |arrival: Arrival| {
+            let gateway = for_token.clone();
+            async move { connect(&gateway, path, arrival).await }
+        };
+        gateway.io.ns(path, on_connect.with(authenticate));
+    }
+}
+
+/// A socket that asks to be let in, and the payload of its CONNECT.
+struct Arrival {
+    socket: Arc<Socket<Adapter>>,
+    auth: Option<serde_json::Value>,
+}
+
+impl FromConnectParts<Adapter> for Arrival {
+    type Error = Infallible;
+    fn from_connect_parts(
+        socket: &Arc<Socket<Adapter>>,
+        auth: &Option<Value>,
+    ) -> Result<Self, Infallible> {
+        let TryData(auth) = TryData::from_connect_parts(socket, auth)?;
+        Ok(Self { socket: socket.clone(), auth: auth.ok() })
+    }
+}
+
+/// Runs before the CONNECT reply, and registers everything: what comes right after it is heard.
+async fn connect(
+    gateway: &Arc<Gateway>,
+    path: &'static str,
+    Arrival { socket, auth }: Arrival,
+) -> Result<(), Denied> {
+    let connection = socket
+        .req_parts()
+        .extensions
+        .get::<Arc<Connection>>()
+        .cloned()
+        .ok_or(Denied::InvalidToken)?;
+    gateway.connections.insert(socket.id, &connection);
+    let given = auth.as_ref().and_then(|auth| auth.get("token")).filter(|token| !token.is_null());
+    let token = match given {
+        // Something that is no text is a credential all the same, and a wrong one.
+        Some(token) => Some(token.as_str().unwrap_or("?")),
+        None => connection.bearer.as_deref(),
+    };
+    let identity = match gateway.authenticator.authenticate(&gateway.domain, token).await {
+        Ok(identity) => identity,
+        Err(denied) => {
+            deny(gateway, &connection, &denied);
+            return Err(denied);
+        }
+    };
+    let caller = Caller {
+        tenant: identity.tenant,
+        user: identity.user.id,
+        name: identity.user.name,
+        avatar: identity.user.avatar,
+        role: identity.user.role,
+        connection: public_id(),
+        joined: Joined::default(),
+    };
+    connection.rename(path, socket.id, caller.connection.as_str());
+    socket.join(user_room(&caller.tenant, &caller.user));
+    let seat = Arc::new(Seat {
+        caller,
+        connection,
+        sid: socket.id,
+        path,
+        socket: Arc::downgrade(&socket),
+        has_arrived: AtomicBool::new(false),
+    });
+    socket.extensions.insert(seat.clone());
+    socket.on_fallback(ToInbox { gateway: gateway.clone(), seat: seat.clone() });
+    let gateway = gateway.clone();
+    socket.on_disconnect(move || {
+        // Nothing here may fail or wait: the engine frees the socket behind it.
+        inbox::push(&gateway, &seat, Item::Left(seat.clone()));
+        std::future::ready(())
+    });
+    Ok(())
+}
+
+fn deny(gateway: &Gateway, connection: &Connection, denied: &Denied) {
+    gateway.metrics.denied(match denied {
+        Denied::NoToken => "no_token",
+        Denied::InvalidToken => "invalid_token",
+        Denied::UserNotFound => "user_not_found",
+        Denied::Suspended => "suspended",
+        Denied::Away(_) => "unavailable",
+    });
+    if let Denied::Away(refusal) = denied {
+        tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
+        gateway.connections.kill(connection, Closing::Unavailable);
+    }
+}
+
+/// 20 characters of 6 random bits each, as Node's.
+fn public_id() -> ConnectionId {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut bytes = [0; 20];
+    getrandom::fill(&mut bytes).expect("the system has randomness");
+    let text: String =
+        bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte & 63)])).collect();
+    ConnectionId::new(text).expect("20 printable characters")
+}
+
+/// Puts every event into the inbox, in the order the engine read them.
+struct ToInbox {
+    gateway: Arc<Gateway>,
+    seat: Arc<Seat>,
+}
+
+impl MessageHandler<Adapter, ToInbox> for ToInbox {
+    fn call(&self, socket: Arc<Socket<Adapter>>, mut value: Value, ack_id: Option<i64>) {
+        let ack = match (ack_id, AckSender::from_message_parts(&socket, &mut value, &ack_id)) {
+            (Some(_), Ok(ack)) => Some(ack),
+            _ => None,
+        };
+        // Binary packets of another parser cannot arrive: this server has the default one only.
+        let Value::Str(text, attachments) = value else { return };
+        let asked = Asked {
+            seat: self.seat.clone(),
+            text,
+            has_attachments: attachments.is_some_and(|all| !all.is_empty()),
+            ack,
+            received: std::time::Instant::now(),
+            received_at: self.gateway.domain.clock.now(),
+        };
+        inbox::ask(&self.gateway, asked);
+    }
+}
+
+/// Ends a user's sockets on one connection with a disconnect packet: coming back is of no use.
+pub fn disconnect(gateway: &Gateway, tenant: &TenantId, user: &UserId, sid: Sid) {
+    for &path in ALL_PATHS {
+        let socket = gateway.io.of(path).and_then(|namespace| namespace.get_socket(sid));
+        let is_meant =
+            |seat: &Arc<Seat>| seat.caller.tenant == *tenant && seat.caller.user == *user;
+        let Some(socket) = socket
+            .filter(|socket| socket.extensions.get::<Arc<Seat>>().as_ref().is_some_and(is_meant))
+        else {
+            continue;
+        };
+        if socket.disconnect().is_err()
+            && let Some(connection) = gateway.connections.get(sid)
+        {
+            gateway.connections.kill(&connection, Closing::SlowConsumer);
+        }
+    }
+}

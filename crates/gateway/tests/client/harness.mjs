@@ -1,0 +1,283 @@
+// A real server, real clients: starts the built binary on free ports and speaks to it with the
+// npm client. Waits are for events, with a deadline that only a failure reaches.
+import { spawn } from "node:child_process";
+import { createHmac, randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { test } from "node:test";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { io as io40 } from "socket.io-client-4.0";
+import { io as io44 } from "socket.io-client-4.4";
+import { io as io48 } from "socket.io-client";
+
+export const CLIENTS = { "4.8": io48, "4.4": io44, "4.0": io40 };
+export const SECRET = "0f8c1d4e5b6a79881726354433221100";
+
+const root = fileURLToPath(new URL("../../../../", import.meta.url));
+const binary = process.env.CARILLON_BIN ?? path.join(root, "target/debug/carillon");
+
+const base64url = (value) => Buffer.from(value).toString("base64url");
+
+/** A token signed with the server's secret; claims win over the defaults. */
+export function token(user, claims = {}, { secret = SECRET, header = {} } = {}) {
+  const now = Math.floor(Date.now() / 1000);
+  const head = base64url(JSON.stringify({ alg: "HS256", typ: "JWT", ...header }));
+  const body = base64url(
+    JSON.stringify({ userId: user, name: `${user} Name`, iat: now, exp: now + 3600, ...claims }),
+  );
+  const signature = createHmac("sha256", secret).update(`${head}.${body}`).digest("base64url");
+  return `${head}.${body}.${signature}`;
+}
+
+/** A server with its own database; `restart` keeps port and database. */
+export class Server {
+  static async start(options = {}) {
+    const server = new Server(options);
+    await server.#launch();
+    return server;
+  }
+
+  constructor({ env = {}, databaseUrl, config } = {}) {
+    this.directory = mkdtempSync(path.join(tmpdir(), "carillon-test-"));
+    this.databaseUrl = databaseUrl ?? `sqlite:${this.directory}/carillon.db`;
+    this.env = env;
+    this.config = config;
+    this.port = 0;
+    this.log = [];
+  }
+
+  get url() {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  async #launch() {
+    const args = this.config ? ["serve", "--config", this.config] : ["serve"];
+    this.child = spawn(binary, args, {
+      cwd: this.directory,
+      env: {
+        PATH: process.env.PATH,
+        JWT_SECRET: SECRET,
+        DATABASE_URL: this.databaseUrl,
+        CARILLON_SERVER__LISTEN: `127.0.0.1:${this.port}`,
+        CARILLON_OPERATIONS__LISTEN: "127.0.0.1:0",
+        CARILLON_LOG__FORMAT: "json",
+        ...this.env,
+      },
+      stdio: ["ignore", "ignore", "pipe"],
+    });
+    this.exited = once(this.child, "exit").then(([code, signal]) => ({ code, signal }));
+    const lines = createInterface({ input: this.child.stderr });
+    await new Promise((resolve, reject) => {
+      lines.on("line", (line) => {
+        this.log.push(line);
+        if (!line.startsWith("{")) return;
+        const entry = JSON.parse(line);
+        if (entry.message === "ready") {
+          this.port = Number(entry.address.split(":").at(-1));
+          this.operations = entry.operations;
+          resolve();
+        }
+      });
+      this.exited.then(({ code }) =>
+        reject(new Error(`the server ended with ${code}: ${this.log.slice(-5).join("\n")}`)),
+      );
+    });
+  }
+
+  async restart() {
+    await this.#launch();
+  }
+
+  /** Ends the process as a power cut would. */
+  async kill() {
+    this.child.kill("SIGKILL");
+    return this.exited;
+  }
+
+  async terminate() {
+    this.child.kill("SIGTERM");
+    return this.exited;
+  }
+
+  async dispose() {
+    await this.kill();
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+/** A client that remembers what it heard, so that no event is missed between two waits. */
+export class Person {
+  #heard = [];
+  #waiting = [];
+
+  constructor(socket, id) {
+    this.socket = socket;
+    this.id = id;
+    socket.onAny((name, ...args) => {
+      // Durable events may carry a recovery offset as their last argument.
+      const payload = typeof args.at(-1) === "string" ? args.at(-2) : args.at(-1);
+      this.#heard.push({ name, payload });
+      this.#settle();
+    });
+  }
+
+  /** Connects; rejects on a connect_error. */
+  static async connect(server, id, options = {}) {
+    const { client = "4.8", path = "", claims, auth, ...rest } = options;
+    const socket = CLIENTS[client](server.url + path, {
+      auth: auth ?? { token: token(id, claims) },
+      forceNew: true,
+      transports: ["websocket"],
+      reconnection: false,
+      ...rest,
+    });
+    const person = new Person(socket, id);
+    await within(5000, `${id} connects`, new Promise((resolve, reject) => {
+      socket.once("connect", resolve);
+      socket.once("connect_error", (error) => (rest.reconnection ? undefined : reject(error)));
+    }));
+    return person;
+  }
+
+  #settle() {
+    this.#waiting = this.#waiting.filter(({ name, matches, resolve }) => {
+      const index = this.#heard.findIndex((e) => e.name === name && matches(e.payload));
+      if (index < 0) return true;
+      resolve(this.#heard.splice(index, 1)[0].payload);
+      return false;
+    });
+  }
+
+  /** The next event of that name that matches, heard already or to come. */
+  hears(name, matches = () => true, ms = 5000) {
+    const heard = new Promise((resolve) => {
+      this.#waiting.push({ name, matches, resolve });
+      this.#settle();
+    });
+    return within(ms, `${this.id} hears ${name}`, heard);
+  }
+
+  /** What has been heard and not yet been asked for. */
+  unheard(name) {
+    return this.#heard.filter((e) => e.name === name).map((e) => e.payload);
+  }
+
+  forget() {
+    this.#heard = [];
+  }
+
+  says(name, ...args) {
+    this.socket.emit(name, ...args);
+  }
+
+  /** Emits and waits for the acknowledgement. */
+  asks(name, ...args) {
+    const answered = new Promise((resolve) => this.socket.emit(name, ...args, resolve));
+    return within(8000, `${this.id} is answered to ${name}`, answered);
+  }
+
+  async joins(roomId) {
+    this.says("join-room", { roomId });
+    return this.hears("room-joined", (e) => e.roomId === roomId);
+  }
+
+  /** Everything this connection has been sent so far has arrived. */
+  async settled() {
+    await this.asks("heartbeat");
+  }
+
+  leaves() {
+    this.socket.disconnect();
+  }
+}
+
+export async function within(ms, what, promise) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`not within ${ms} ms: ${what}`)), ms);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Polls a condition that has no event. */
+export async function eventually(what, check, ms = 5000) {
+  const deadline = Date.now() + ms;
+  for (;;) {
+    const result = await check();
+    if (result) return result;
+    if (Date.now() > deadline) throw new Error(`not within ${ms} ms: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+export const uniqueRoom = (name = "room") => `${name}-${randomBytes(4).toString("hex")}`;
+
+/** What a story is told in: a server of its own, and the people who connect to it. */
+class World {
+  #people = [];
+
+  constructor(server) {
+    this.server = server;
+  }
+
+  async person(id, options) {
+    const person = await Person.connect(this.server, id, options);
+    this.#people.push(person);
+    return person;
+  }
+
+  async people(...ids) {
+    return Promise.all(ids.map((id) => this.person(id)));
+  }
+
+  dispose() {
+    for (const person of this.#people) person.leaves();
+  }
+}
+
+/** One test with a fresh server; `on: DATABASES` tells it on every database there is. */
+export function story(title, { on = [DATABASES[0]], ...options }, run) {
+  for (const database of on) {
+    test(on.length > 1 ? `${title} (${database.name})` : title, async () => {
+      const server = await Server.start({ ...(await database.fresh()), ...options });
+      const world = new World(server);
+      try {
+        await run(world);
+      } catch (error) {
+        console.error(server.log.slice(-20).join("\n"));
+        throw error;
+      } finally {
+        world.dispose();
+        await server.dispose();
+      }
+    });
+  }
+}
+
+/** The databases the suite runs against; PostgreSQL when the runner provides one. */
+export const DATABASES = [
+  { name: "sqlite", fresh: async () => ({}) },
+  ...(process.env.CARILLON_TEST_POSTGRES
+    ? [{ name: "postgres", fresh: async () => ({ databaseUrl: await freshPostgres() }) }]
+    : []),
+];
+
+async function freshPostgres() {
+  const { default: pg } = await import("pg");
+  const url = new URL(process.env.CARILLON_TEST_POSTGRES);
+  const client = new pg.Client({ connectionString: url.href });
+  await client.connect();
+  const name = `t_${randomBytes(6).toString("hex")}`;
+  await client.query(`CREATE DATABASE ${name}`);
+  await client.end();
+  url.pathname = `/${name}`;
+  return url.href;
+}

@@ -1,0 +1,15 @@
+//! The database, behind the ports of the domain: SQLite by default, PostgreSQL in production.
+//!
+//! One SQL text serves both where they agree. On SQLite every write passes one batching writer;
+//! on PostgreSQL each tenant has a lane, and commands without durable events a transaction each.
+
+mod chat;
+mod error;
+mod lane;
+mod open;
+mod outbox;
+mod time;
+mod tx;
+mod user;
+
+pub use open::{OpenError, Opener, SqlStore};

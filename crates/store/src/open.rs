@@ -1,0 +1,224 @@
+//! Opening a database by its URL, and the promises it must keep.
+
+use std::{
+    collections::HashMap,
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use carillon_domain::{
+    Refusal, TenantId,
+    contract::Scope,
+    ports::{Reads, Store, Tx},
+};
+use sqlx::{
+    PgPool, SqlitePool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    error::refusal,
+    lane::{Lane, Source},
+    tx::{Conn, SqlTx},
+};
+
+static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
+
+/// Waiting for a connection or a lock any longer means the database is away; below the 3 s within
+/// which every operation is answered.
+const PATIENCE: Duration = Duration::from_secs(2);
+const POSTGRES_CONNECTIONS: u32 = 16;
+const SQLITE_READERS: u32 = 4;
+
+/// Why a database could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("database.url must begin with sqlite: or postgres://")]
+    UnknownScheme,
+    #[error("another server uses {}; one server per SQLite file", .0.display())]
+    InUse(PathBuf),
+    #[error(
+        "PostgreSQL runs with {0} = {1}: an acknowledged write could be lost. \
+         Set it to {2} in postgresql.conf or for this role"
+    )]
+    NotDurable(&'static str, String, &'static str),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    #[error(transparent)]
+    Migration(#[from] sqlx::migrate::MigrateError),
+}
+
+/// An open database.
+pub struct SqlStore {
+    backend: Backend,
+    /// The writers of the lanes, and what ends them.
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+enum Backend {
+    Sqlite { readers: SqlitePool, writers: SqlitePool, writer: Lane, _lock: Option<File> },
+    Postgres { pool: PgPool, lanes: Mutex<HashMap<TenantId, Lane>> },
+}
+
+/// Who opens the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opener {
+    /// Claims an SQLite file for itself.
+    Server,
+    /// Works beside a running server.
+    Tool,
+}
+
+impl SqlStore {
+    /// Opens the database of the URL and checks that a commit is on disk when it returns.
+    pub async fn open(url: &str, opener: Opener) -> Result<Self, OpenError> {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let backend = if url.starts_with("sqlite:") {
+            open_sqlite(url, opener, &tasks, &stop).await?
+        } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            open_postgres(url).await?
+        } else {
+            return Err(OpenError::UnknownScheme);
+        };
+        Ok(Self { backend, tasks, stop })
+    }
+
+    /// Brings the schema up to date.
+    pub async fn migrate(&self) -> Result<(), OpenError> {
+        match &self.backend {
+            Backend::Sqlite { writers, .. } => SQLITE_MIGRATIONS.run(writers).await?,
+            Backend::Postgres { pool, .. } => POSTGRES_MIGRATIONS.run(pool).await?,
+        }
+        Ok(())
+    }
+
+    /// The name for logs and health: `sqlite` or `postgres`.
+    pub fn kind(&self) -> &'static str {
+        match self.backend {
+            Backend::Sqlite { .. } => "sqlite",
+            Backend::Postgres { .. } => "postgres",
+        }
+    }
+
+    /// Waits for running batches and closes; what is begun after that is refused.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        match &self.backend {
+            Backend::Sqlite { readers, writers, .. } => {
+                readers.close().await;
+                writers.close().await;
+            }
+            Backend::Postgres { pool, .. } => pool.close().await,
+        }
+    }
+
+    fn lane(&self, tenant: &TenantId) -> Lane {
+        match &self.backend {
+            Backend::Sqlite { writer, .. } => writer.clone(),
+            Backend::Postgres { pool, lanes } => lanes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(tenant.clone())
+                .or_insert_with(|| {
+                    let source = Source::Postgres(pool.clone(), tenant.clone());
+                    let (lane, served) = Lane::new(source, self.stop.clone());
+                    self.tasks.spawn(served);
+                    lane
+                })
+                .clone(),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqlStore {
+    async fn begin(&self, tenant: &TenantId, scope: Scope) -> Result<Box<dyn Tx>, Refusal> {
+        let tx = match (&self.backend, scope) {
+            (Backend::Postgres { pool, .. }, Scope::Rows) => {
+                SqlTx::Own(pool.begin().await.map_err(refusal)?)
+            }
+            (Backend::Postgres { .. }, Scope::Lane) | (Backend::Sqlite { .. }, _) => {
+                SqlTx::Loan(self.lane(tenant).borrow().await?)
+            }
+        };
+        Ok(Box::new(tx))
+    }
+
+    async fn read(&self) -> Result<Box<dyn Reads>, Refusal> {
+        let conn = match &self.backend {
+            Backend::Sqlite { readers, .. } => readers.acquire().await.map(Conn::Sqlite),
+            Backend::Postgres { pool, .. } => pool.acquire().await.map(Conn::Postgres),
+        };
+        Ok(Box::new(SqlTx::Plain(conn.map_err(refusal)?)))
+    }
+}
+
+async fn open_sqlite(
+    url: &str,
+    opener: Opener,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Backend, OpenError> {
+    let options = SqliteConnectOptions::from_str(url)?
+        .create_if_missing(true)
+        .foreign_keys(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(PATIENCE);
+    let lock = match opener {
+        Opener::Server => Some(claim(&options.get_filename().with_added_extension("lock"))?),
+        Opener::Tool => None,
+    };
+    let pool = |connections| {
+        SqlitePoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE)
+    };
+    let writers = pool(1).connect_with(options.clone()).await?;
+    let readers = pool(SQLITE_READERS)
+        .connect_with(options.create_if_missing(false).pragma("query_only", "on"))
+        .await?;
+    let (writer, served) = Lane::new(Source::Sqlite(writers.clone()), stop.clone());
+    tasks.spawn(served);
+    Ok(Backend::Sqlite { readers, writers, writer, _lock: lock })
+}
+
+/// The file stays locked for as long as it is open, and no longer, however the process ends.
+fn claim(path: &Path) -> Result<File, OpenError> {
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.with_extension(""))),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
+    let options = PgConnectOptions::from_str(url)?.application_name("carillon");
+    let pool = PgPoolOptions::new()
+        .max_connections(POSTGRES_CONNECTIONS)
+        .acquire_timeout(PATIENCE)
+        .connect_with(options)
+        .await?;
+    for (setting, unsafe_value, remedy) in
+        [("fsync", "off", "on"), ("synchronous_commit", "off", "on")]
+    {
+        let value: String =
+            sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(&pool).await?;
+        if value == unsafe_value {
+            return Err(OpenError::NotDurable(setting, value, remedy));
+        }
+    }
+    Ok(Backend::Postgres { pool, lanes: Mutex::default() })
+}

@@ -1,0 +1,91 @@
+//! Users.
+
+use async_trait::async_trait;
+use carillon_domain::{
+    Refusal, TenantId, Timestamp, UserId,
+    identity::{Claims, Role, User, UserStatus},
+    ports::{UserReads, UserWrites},
+};
+
+use crate::{
+    error::refusal,
+    time::Time,
+    tx::{SqlTx, on},
+};
+
+const GET: &str = "SELECT id, name, role, avatar, status, claims_issued_at FROM users
+    WHERE tenant_id = $1 AND id = $2";
+const SUSPENDED: &str = "SELECT tenant_id, id FROM users WHERE status = 'SUSPENDED'";
+const PROVISION: &str = "INSERT INTO users
+    (tenant_id, id, name, email, role, status, claims_issued_at, created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, 'VERIFIED', $6, $7, $7)
+    ON CONFLICT (tenant_id, id) DO UPDATE SET
+        name = excluded.name, email = excluded.email, role = excluded.role,
+        claims_issued_at = excluded.claims_issued_at, updated_at = excluded.updated_at
+    WHERE users.claims_issued_at < excluded.claims_issued_at";
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    id: String,
+    name: String,
+    role: String,
+    avatar: Option<String>,
+    status: String,
+    claims_issued_at: Option<Time>,
+}
+
+impl Row {
+    fn user(self) -> Result<User, Refusal> {
+        Ok(User {
+            id: UserId::new(self.id).map_err(Refusal::internal)?,
+            name: self.name,
+            role: Role::parse(&self.role).ok_or_else(|| unknown("role", &self.role))?,
+            avatar: self.avatar,
+            status: UserStatus::parse(&self.status)
+                .ok_or_else(|| unknown("status", &self.status))?,
+            claims_issued_at: self.claims_issued_at.map(Timestamp::from),
+        })
+    }
+}
+
+fn unknown(column: &str, value: &str) -> Refusal {
+    Refusal::internal(format!("users.{column} holds the unknown value {value:?}"))
+}
+
+#[async_trait]
+impl UserReads for SqlTx {
+    async fn user(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<User>, Refusal> {
+        let row: Option<Row> = on!(self.conn(), c => sqlx::query_as(GET)
+            .bind(tenant.as_str()).bind(user.as_str()).fetch_optional(c).await)
+        .map_err(refusal)?;
+        row.map(Row::user).transpose()
+    }
+
+    async fn suspended_users(&mut self) -> Result<Vec<(TenantId, UserId)>, Refusal> {
+        let rows: Vec<(String, String)> =
+            on!(self.conn(), c => sqlx::query_as(SUSPENDED).fetch_all(c).await).map_err(refusal)?;
+        rows.into_iter()
+            .map(|(tenant, user)| Ok((TenantId::new(tenant)?, UserId::new(user)?)))
+            .collect::<Result<_, carillon_domain::ids::InvalidId>>()
+            .map_err(Refusal::internal)
+    }
+}
+
+#[async_trait]
+impl UserWrites for SqlTx {
+    async fn provision_user(
+        &mut self,
+        tenant: &TenantId,
+        claims: &Claims,
+        now: Timestamp,
+    ) -> Result<User, Refusal> {
+        // A token without `iat` makes a row, and any token that has one is newer.
+        let issued_at = Time(claims.issued_at.unwrap_or_default());
+        on!(self.conn(), c => sqlx::query(PROVISION)
+            .bind(tenant.as_str()).bind(claims.user.as_str()).bind(claims.display_name())
+            .bind(&claims.email).bind(claims.role.as_str()).bind(issued_at).bind(Time(now))
+            .execute(c).await.map(|_| ()))
+        .map_err(refusal)?;
+        self.user(tenant, &claims.user).await?.ok_or(Refusal::NotFound)
+    }
+}
