@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, schema_for};
+use schemars::{JsonSchema, Schema, generate::SchemaSettings, schema_for};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
@@ -12,7 +12,7 @@ use crate::{
     dispatch::{BoxFuture, Cx, run},
     identity::Role,
     ids::{RoomId, UserId},
-    presence,
+    notification, presence,
     refusal::{Code, Refusal},
     session,
 };
@@ -277,13 +277,18 @@ impl std::fmt::Debug for Route {
     }
 }
 
+/// The schema of something the server sends: every key is there, `null` when it is empty.
+fn sent<T: JsonSchema>() -> Schema {
+    SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
+}
+
 pub const fn route<C: Handle>() -> Route {
     Route {
         name: C::NAME,
         paths: <C::In as Namespace>::PATHS,
         policy: C::POLICY,
         payload: || schema_for!(C),
-        reply: || schema_for!(C::Reply),
+        reply: sent::<C::Reply>,
         example: || serde_json::to_string(&C::example()).expect("an example is plain data"),
         run: run::<C>,
     }
@@ -310,7 +315,7 @@ pub const fn event<E: Event>() -> EventRow {
         paths: <E::In as Namespace>::PATHS,
         whom: <E::To as To>::WHOM,
         durable: E::DURABLE,
-        payload: || schema_for!(E),
+        payload: sent::<E>,
     }
 }
 
@@ -324,7 +329,8 @@ impl<E: Event> RowOf<E> {
 pub const COMMANDS: &[&[Route]] = &[session::COMMANDS, chat::COMMANDS];
 
 /// Everything the server can tell, by domain.
-pub const EVENTS: &[&[EventRow]] = &[session::EVENTS, presence::EVENTS, chat::EVENTS];
+pub const EVENTS: &[&[EventRow]] =
+    &[session::EVENTS, presence::EVENTS, chat::EVENTS, notification::EVENTS];
 
 /// The command of that name in that namespace.
 pub fn find_command(path: &str, name: &str) -> Option<&'static Route> {

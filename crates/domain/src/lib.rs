@@ -8,6 +8,7 @@ pub mod contract;
 pub mod dispatch;
 pub mod identity;
 pub mod ids;
+pub mod notification;
 pub mod ports;
 pub mod presence;
 pub mod refusal;

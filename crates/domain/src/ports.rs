@@ -10,6 +10,7 @@ use crate::{
     dispatch::{Caller, Emit},
     identity::{Claims, User},
     ids::{MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId},
+    notification::Notification,
     refusal::Refusal,
 };
 
@@ -36,8 +37,10 @@ pub trait Admission: Send + Sync {
 pub trait Store: Send + Sync {
     /// A transaction. In [`Scope::Lane`] the tenant's lane is held until it ends.
     async fn begin(&self, tenant: &TenantId, scope: Scope) -> Result<Box<dyn Tx>>;
-    /// One consistent snapshot to read from.
+    /// A connection to read from, each statement by itself.
     async fn read(&self) -> Result<Box<dyn Reads>>;
+    /// Deletes the oldest outbox rows made before an instant, at most `limit`; says how many.
+    async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64>;
 }
 
 /// Everything that can be read, inside a transaction or a snapshot.
@@ -46,7 +49,7 @@ impl<T: UserReads + ChatReads + OutboxReads> Reads for T {}
 
 /// A running transaction. Dropped without `commit` it is undone.
 #[async_trait]
-pub trait Tx: Reads + UserWrites + ChatWrites {
+pub trait Tx: Reads + UserWrites + ChatWrites + NotificationWrites {
     /// Writes durable events to the outbox and returns the offset of the last; the tenant's
     /// counter is raised by their number, so offsets have no hole.
     async fn publish(
@@ -103,6 +106,7 @@ pub trait UserWrites: Send {
 #[async_trait]
 pub trait ChatReads: Send {
     async fn chat_room(&mut self, tenant: &TenantId, room: &RoomId) -> Result<Option<ChatRoom>>;
+    async fn members(&mut self, tenant: &TenantId, room: &RoomId) -> Result<Vec<UserId>>;
     async fn is_member(&mut self, tenant: &TenantId, room: &RoomId, user: &UserId) -> Result<bool>;
     /// The rooms a user is a member of, newest membership first.
     async fn rooms_of(
@@ -153,12 +157,12 @@ pub trait ChatWrites: Send {
         user: &UserId,
         now: Timestamp,
     ) -> Result<()>;
-    /// Takes the room's next `seq` and stores the message.
+    /// Takes the room's next `seq` and stores the message; also says how many members there are.
     async fn insert_message(
         &mut self,
         tenant: &TenantId,
         message: NewMessage,
-    ) -> Result<ChatMessage>;
+    ) -> Result<(ChatMessage, i64)>;
     /// Moves the read position forward, never back; true when it moved.
     async fn advance_read(
         &mut self,
@@ -169,4 +173,13 @@ pub trait ChatWrites: Send {
     ) -> Result<bool>;
     /// Sets the message's `is_read`; true when it was not set.
     async fn mark_read(&mut self, tenant: &TenantId, message: &MessageId) -> Result<bool>;
+}
+
+#[async_trait]
+pub trait NotificationWrites: Send {
+    async fn insert_notification(
+        &mut self,
+        tenant: &TenantId,
+        notification: &Notification,
+    ) -> Result<()>;
 }

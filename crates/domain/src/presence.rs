@@ -111,6 +111,13 @@ struct Entry {
     left_at: Option<Timestamp>,
 }
 
+/// A user's sockets, as seen from a room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sockets {
+    pub in_room: usize,
+    pub elsewhere: usize,
+}
+
 /// Somebody whose grace has run out.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gone {
@@ -200,13 +207,30 @@ impl Presence {
         }
     }
 
-    /// How many of the user's sockets are in the room.
-    pub fn sockets_in_room(&self, tenant: &TenantId, user: &UserId, room: &RoomId) -> usize {
-        self.lock()
-            .users
-            .get(&(tenant.clone(), user.clone()))
-            .and_then(|entry| entry.joined.get(room).copied())
-            .unwrap_or(0)
+    /// How many of the user's sockets are in the room, and how many are not.
+    pub fn sockets_of(&self, tenant: &TenantId, user: &UserId, room: &RoomId) -> Sockets {
+        let state = self.lock();
+        let Some(entry) = state.users.get(&(tenant.clone(), user.clone())) else {
+            return Sockets::default();
+        };
+        let in_room = entry.joined.get(room).copied().unwrap_or(0);
+        Sockets { in_room, elsewhere: entry.sockets.saturating_sub(in_room) }
+    }
+
+    /// Whether every member of the room has all of their sockets in it: the common case of a full
+    /// room, told without asking the database.
+    pub fn see_everything(&self, tenant: &TenantId, room: &RoomId, member_count: i64) -> bool {
+        let state = self.lock();
+        let Some(online) = state.online_members.get(&(tenant.clone(), room.clone())) else {
+            return member_count == 0;
+        };
+        let sees_all = |user: &UserId| {
+            let entry = state.users.get(&(tenant.clone(), user.clone()));
+            entry.is_some_and(|entry| {
+                entry.sockets > 0 && entry.joined.get(room) == Some(&entry.sockets)
+            })
+        };
+        usize::try_from(member_count) == Ok(online.len()) && online.iter().all(sees_all)
     }
 
     /// Members of the room who are online, with their names; empty for a room of more than

@@ -51,6 +51,7 @@ pub struct Options {
 /// A node that listens, before it serves.
 pub struct Node {
     pub address: SocketAddr,
+    pub operations_address: SocketAddr,
     listener: TcpListener,
     operations: TcpListener,
     router: Router,
@@ -128,6 +129,7 @@ impl Node {
         let operations = bind(config.operations.listen, "operations.listen").await?;
         Ok(Self {
             address: listener.local_addr()?,
+            operations_address: operations.local_addr()?,
             listener,
             operations,
             router,

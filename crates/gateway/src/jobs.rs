@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use carillon_domain::{Refusal, session};
+use carillon_domain::{Refusal, Timestamp, session};
 use socketioxide::socket::Sid;
 use tokio::{
     sync::mpsc,
@@ -25,6 +25,9 @@ const HOLE: Duration = Duration::from_millis(50);
 const SUSPENSIONS: Duration = Duration::from_millis(500);
 const SWEEP: Duration = Duration::from_secs(1);
 const FORGET: Duration = Duration::from_mins(1);
+/// Outbox rows are kept this long, and deleted so many at a time.
+const KEPT: Duration = Duration::from_hours(24);
+const BATCH: u32 = 500;
 
 /// Runs every job until `stop`.
 pub async fn run(
@@ -40,7 +43,7 @@ pub async fn run(
             relay(&gateway),
             suspensions(&gateway),
             sweep(&gateway),
-            forget(&limiter),
+            forget(&gateway, &limiter),
             close(edge, to_close),
         )
     };
@@ -122,11 +125,17 @@ async fn sweep(gateway: &Gateway) {
     }
 }
 
-async fn forget(limiter: &Limiter) {
+async fn forget(gateway: &Gateway, limiter: &Limiter) {
     let mut ticks = every(FORGET);
+    let kept_ms = i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX);
     loop {
         ticks.tick().await;
         limiter.forget();
+        let before = Timestamp(gateway.domain.clock.now().0 - kept_ms);
+        // What is not deleted now is deleted in a minute.
+        while let Ok(deleted) = gateway.domain.store.forget_published(before, BATCH).await
+            && deleted == u64::from(BATCH)
+        {}
     }
 }
 

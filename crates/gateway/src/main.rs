@@ -8,6 +8,7 @@ mod dev;
 mod edge;
 mod fanout;
 mod gateway;
+mod generate;
 mod http;
 mod inbox;
 mod jobs;
@@ -51,6 +52,13 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Writes the documents and types that follow from the code; run by scripts/gen.
+    #[command(hide = true)]
+    Generate {
+        /// Only fails when something would change.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -83,7 +91,7 @@ async fn main() -> anyhow::Result<()> {
             log::start(&config.log);
             let options = Options { any_localhost_origin: false, extra: Router::new() };
             let node = Node::start(&config, options).await?;
-            tracing::info!(address = %node.address, "ready");
+            tracing::info!(address = %node.address, operations = %node.operations_address, "ready");
             node.run().await
         }
         Command::Migrate(with) => {
@@ -99,6 +107,7 @@ async fn main() -> anyhow::Result<()> {
             println!("{}", request.sign()?);
             Ok(())
         }
+        Command::Generate { check } => generate::run(check),
         Command::Config { command: ConfigCommand::Show(with) } => {
             print!("{}", toml::to_string(&with.load()?)?);
             Ok(())

@@ -17,6 +17,8 @@ const ROOM: &str = "SELECT id, type AS kind, last_seq FROM chat_rooms
     WHERE tenant_id = $1 AND id = $2";
 const IS_MEMBER: &str = "SELECT 1 FROM chat_members
     WHERE tenant_id = $1 AND room_id = $2 AND user_id = $3";
+const MEMBERS: &str = "SELECT user_id FROM chat_members
+    WHERE tenant_id = $1 AND room_id = $2 ORDER BY user_id";
 const ROOMS_OF: &str = "SELECT room_id FROM chat_members
     WHERE tenant_id = $1 AND user_id = $2 ORDER BY joined_at DESC LIMIT $3";
 const UNREAD: &str = "SELECT r.last_seq, m.last_read_seq,
@@ -48,8 +50,10 @@ const ADD_MEMBER: &str = "INSERT INTO chat_members
     (tenant_id, room_id, user_id, joined_seq, last_read_seq, joined_at)
     SELECT tenant_id, id, $3, last_seq, last_seq, $4 FROM chat_rooms
     WHERE tenant_id = $1 AND id = $2 ON CONFLICT DO NOTHING";
+const COUNT_MEMBER: &str = "UPDATE chat_rooms SET member_count = member_count + 1
+    WHERE tenant_id = $1 AND id = $2";
 const NEXT_SEQ: &str = "UPDATE chat_rooms SET last_seq = last_seq + 1
-    WHERE tenant_id = $1 AND id = $2 RETURNING last_seq";
+    WHERE tenant_id = $1 AND id = $2 RETURNING last_seq, member_count";
 const INSERT: &str = "INSERT INTO chat_messages
     (tenant_id, id, room_id, seq, sender_id, sender_name, sender_avatar, message, message_type,
      file_url, file_name, file_size, client_msg_id, created_at)
@@ -144,6 +148,13 @@ impl ChatReads for SqlTx {
             Ok(ChatRoom { id, kind, last_seq: Seq(last_seq) })
         })
         .transpose()
+    }
+
+    async fn members(&mut self, tenant: &TenantId, room: &RoomId) -> Result<Vec<UserId>, Refusal> {
+        let rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(MEMBERS)
+            .bind(tenant.as_str()).bind(room.as_str()).fetch_all(c).await)
+        .map_err(refusal)?;
+        rows.into_iter().map(|id| UserId::new(id).map_err(Refusal::internal)).collect()
     }
 
     async fn is_member(
@@ -253,21 +264,27 @@ impl ChatWrites for SqlTx {
         user: &UserId,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(ADD_MEMBER)
+        let is_new = on!(self.conn(), c => sqlx::query(ADD_MEMBER)
             .bind(tenant.as_str()).bind(room.as_str()).bind(user.as_str()).bind(Time(now))
-            .execute(c).await.map(|_| ()))
-        .map_err(refusal)
+            .execute(c).await.map(|done| done.rows_affected() > 0))
+        .map_err(refusal)?;
+        if is_new {
+            on!(self.conn(), c => sqlx::query(COUNT_MEMBER)
+                .bind(tenant.as_str()).bind(room.as_str()).execute(c).await.map(|_| ()))
+            .map_err(refusal)?;
+        }
+        Ok(())
     }
 
     async fn insert_message(
         &mut self,
         tenant: &TenantId,
         new: NewMessage,
-    ) -> Result<ChatMessage, Refusal> {
-        let seq: Option<i64> = on!(self.conn(), c => sqlx::query_scalar(NEXT_SEQ)
+    ) -> Result<(ChatMessage, i64), Refusal> {
+        let next: Option<(i64, i64)> = on!(self.conn(), c => sqlx::query_as(NEXT_SEQ)
             .bind(tenant.as_str()).bind(new.room.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
-        let seq = seq.ok_or(Refusal::NotAMember)?;
+        let (seq, member_count) = next.ok_or(Refusal::NotAMember)?;
         on!(self.conn(), c => sqlx::query(INSERT)
             .bind(tenant.as_str()).bind(new.id.as_str()).bind(new.room.as_str()).bind(seq)
             .bind(new.sender.as_str()).bind(&new.sender_name).bind(&new.sender_avatar)
@@ -275,7 +292,7 @@ impl ChatWrites for SqlTx {
             .bind(&new.file_name).bind(new.file_size).bind(&new.client_msg_id)
             .bind(Time(new.created_at)).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        Ok(ChatMessage {
+        let message = ChatMessage {
             id: new.id,
             room_id: new.room,
             sender_id: new.sender,
@@ -290,7 +307,8 @@ impl ChatWrites for SqlTx {
             created_at: new.created_at,
             seq: Seq(seq),
             client_msg_id: new.client_msg_id,
-        })
+        };
+        Ok((message, member_count))
     }
 
     async fn advance_read(

@@ -6,6 +6,7 @@
 mod chat;
 mod error;
 mod lane;
+mod notification;
 mod open;
 mod outbox;
 mod time;

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use carillon_domain::{
-    Refusal, TenantId,
+    Refusal, TenantId, Timestamp,
     contract::Scope,
     ports::{Reads, Store, Tx},
 };
@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     error::refusal,
     lane::{Lane, Source},
+    outbox,
     tx::{Conn, SqlTx},
 };
 
@@ -163,6 +164,21 @@ impl Store for SqlStore {
             Backend::Postgres { pool, .. } => pool.acquire().await.map(Conn::Postgres),
         };
         Ok(Box::new(SqlTx::Plain(conn.map_err(refusal)?)))
+    }
+
+    async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
+        match &self.backend {
+            Backend::Sqlite { writer, .. } => {
+                let mut loan = writer.borrow().await?;
+                let rows = outbox::forget(loan.conn(), before, limit).await.map_err(refusal)?;
+                loan.commit().await?;
+                Ok(rows)
+            }
+            Backend::Postgres { pool, .. } => {
+                let mut conn = Conn::Postgres(pool.acquire().await.map_err(refusal)?);
+                outbox::forget(conn.borrow(), before, limit).await.map_err(refusal)
+            }
+        }
     }
 }
 

@@ -23,6 +23,9 @@ const HEADS: &str = "SELECT tenant_id, head FROM lanes";
 const AFTER: &str = "SELECT position, event, address, payload FROM outbox
     WHERE tenant_id = $1 AND position > $2 ORDER BY position LIMIT $3";
 
+const FORGET: &str = "DELETE FROM outbox WHERE (tenant_id, position) IN
+    (SELECT tenant_id, position FROM outbox WHERE created_at < $1 ORDER BY created_at LIMIT $2)";
+
 /// Raises the counter by the number of events and writes them below it.
 pub(crate) async fn publish(
     mut conn: ConnRef<'_>,
@@ -46,6 +49,15 @@ pub(crate) async fn publish(
             .bind(emit.payload.get()).bind(Time(now)).execute(&mut **c).await.map(|_| ())?);
     }
     Ok(Offset(head))
+}
+
+pub(crate) async fn forget(
+    conn: ConnRef<'_>,
+    before: Timestamp,
+    limit: u32,
+) -> Result<u64, sqlx::Error> {
+    on!(conn, c => sqlx::query(FORGET).bind(Time(before)).bind(i64::from(limit))
+        .execute(c).await.map(|done| done.rows_affected()))
 }
 
 pub(crate) async fn head(conn: ConnRef<'_>, tenant: &TenantId) -> Result<Offset, sqlx::Error> {

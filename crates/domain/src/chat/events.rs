@@ -81,6 +81,21 @@ impl Event for ReceiveMessage {
     const DURABLE: bool = true;
 }
 
+/// A message arrived in a room the user is a member of but has not open.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewMessageNotification {
+    pub room_id: RoomId,
+    pub sender_name: String,
+    /// The first 100 characters.
+    pub message: String,
+}
+impl Event for NewMessageNotification {
+    type In = Chat;
+    type To = ToUser;
+    const NAME: &'static str = "new-message-notification";
+}
+
 /// Somebody has read a message: to its author, and to the reader's own sockets.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -83,7 +83,7 @@ impl Handle for JoinRoom {
 /// The joiner learns who is online; the others, that the joiner is.
 fn tell_presence(cx: &mut Cx<'_>, room: &RoomId, is_new: bool) -> Result<(), Refusal> {
     let (app, caller) = (cx.app, cx.caller);
-    if app.presence.sockets_in_room(&caller.tenant, &caller.user, room) == 0 {
+    if app.presence.sockets_of(&caller.tenant, &caller.user, room).in_room == 0 {
         let event = UserJoinedRoom {
             room_id: room.clone(),
             user_id: caller.user.clone(),

@@ -41,9 +41,9 @@ impl Handle for LeaveRoom {
     async fn handle(self, cx: &mut Cx<'_>) -> Result<Left, Refusal> {
         let (app, caller, room_id) = (cx.app, cx.caller, self.room_id);
         if caller.joined.contains(&room_id) {
-            let is_last = app.presence.sockets_in_room(&caller.tenant, &caller.user, &room_id) <= 1;
+            let seen = app.presence.sockets_of(&caller.tenant, &caller.user, &room_id);
             cx.leave(room_id.clone());
-            if is_last {
+            if seen.in_room <= 1 {
                 if let Some(stopped) = app.typists.stop(&caller.tenant, &room_id, &caller.user) {
                     cx.record(stopped.effect()?);
                 }

@@ -12,6 +12,7 @@ use crate::{
     refusal::Refusal,
 };
 
+mod absent;
 pub mod chat_history;
 pub mod events;
 pub mod join_room;
@@ -24,8 +25,8 @@ pub mod typing_indicator;
 use self::{
     chat_history::{ChatHistory, HistoryPage},
     events::{
-        MessageRead, ReceiveMessage, RoomJoined, RoomLeft, UnreadCount, UserJoinedRoom,
-        UserLeftRoom,
+        MessageRead, NewMessageNotification, ReceiveMessage, RoomJoined, RoomLeft, UnreadCount,
+        UserJoinedRoom, UserLeftRoom,
     },
     join_room::JoinRoom,
     leave_room::LeaveRoom,
@@ -49,6 +50,7 @@ pub const EVENTS: &[EventRow] = &[
     event::<RoomLeft>(),
     event::<UserLeftRoom>(),
     event::<ReceiveMessage>(),
+    event::<NewMessageNotification>(),
     event::<Typing>(),
     event::<MessageRead>(),
     event::<UnreadCount>(),

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Chat, NewMessage, events::ReceiveMessage, text};
+use super::{Chat, NewMessage, absent, events::ReceiveMessage, text};
 use crate::{
     contract::{Class, Command, Handle, Policy, ToRoom},
     dispatch::Cx,
@@ -97,11 +97,12 @@ impl Handle for SendMessage {
             let same = earlier.room_id == new.room && earlier.message == new.message;
             return if same { Ok(earlier.into()) } else { Err(Refusal::IdempotencyMismatch) };
         }
-        let message = tx.insert_message(&caller.tenant, new).await?;
+        let (message, member_count) = tx.insert_message(&caller.tenant, new).await?;
         if let Some(stopped) = cx.app.typists.stop(&caller.tenant, &message.room_id, &caller.user) {
             cx.record(stopped.effect()?);
         }
         cx.send(ToRoom(message.room_id.clone()), &ReceiveMessage(message.clone()))?;
+        absent::tell(cx, &message, member_count).await?;
         Ok(message.into())
     }
 }

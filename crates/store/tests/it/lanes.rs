@@ -1,0 +1,126 @@
+//! Lanes: one order per tenant, no hole, and nothing acknowledged that is not committed.
+
+use std::sync::Arc;
+
+use carillon_domain::{
+    Effect, Offset, Refusal, RoomId,
+    chat::{join_room::JoinRoom, send_message::SendMessage},
+    contract::{Address, Command as _, Scope},
+    ports::Store as _,
+};
+
+use crate::world::{World, caller, reply, tenant};
+
+fn say(room: &str, message: String) -> SendMessage {
+    SendMessage { room_id: RoomId::new(room).unwrap(), message, ..SendMessage::example() }
+}
+
+fn join(room: &str) -> JoinRoom {
+    JoinRoom { room_id: RoomId::new(room).unwrap() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thirty_two_writers_leave_no_hole_in_offset_or_seq() {
+    const WRITERS: usize = 32;
+    const EACH: usize = 12;
+    for world in World::each().await {
+        let world = Arc::new(world);
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|n| {
+                let world = world.clone();
+                tokio::spawn(async move {
+                    let of = if n % 2 == 0 { "even" } else { "odd" };
+                    let who = caller(of, &format!("writer-{n}"));
+                    let room = format!("room-{}", n % 3);
+                    world.ask(&who, &join(&room)).await.unwrap();
+                    for k in 0..EACH {
+                        // Every third is refused after it has written: it gives its numbers back.
+                        let message = if k % 3 == 2 { String::new() } else { format!("{k}") };
+                        let refused = world.ask(&who, &say(&room, message)).await.is_err();
+                        assert_eq!(refused, k % 3 == 2);
+                    }
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        for of in ["even", "odd"] {
+            let t = tenant(of);
+            let mut reads = world.store.read().await.unwrap();
+            let head = reads.head(&t).await.unwrap();
+            let rows = reads.published_after(&t, Offset(0), 100_000).await.unwrap();
+            let offsets: Vec<i64> = rows.iter().map(|row| row.offset.0).collect();
+            assert_eq!(offsets, (1..=head.0).collect::<Vec<_>>());
+            // In the order of offsets, each room's messages are in the order of seq.
+            for room in ["room-0", "room-1", "room-2"] {
+                let to = Address::Room(RoomId::new(room).unwrap());
+                let seqs: Vec<i64> = rows
+                    .iter()
+                    .filter(|row| row.emit.to == to && row.emit.row.name == "receive-message")
+                    .map(|row| {
+                        let payload: serde_json::Value =
+                            serde_json::from_str(row.emit.payload.get()).unwrap();
+                        payload["seq"].as_i64().unwrap()
+                    })
+                    .collect();
+                assert_eq!(seqs, (1..=i64::try_from(seqs.len()).unwrap()).collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_cancelled_or_fails_gives_its_place_back() {
+    for world in World::each().await {
+        let ana = caller("t", "ana");
+        world.ask(&ana, &join("algebra")).await.unwrap();
+        // Dropped while it holds the lane, having written.
+        let mut tx = world.store.begin(&tenant("t"), Scope::Lane).await.unwrap();
+        let room = RoomId::new("geometry").unwrap();
+        let kind = carillon_domain::chat::RoomKind::Direct;
+        tx.create_room(&tenant("t"), &room, kind, carillon_domain::Timestamp(1)).await.unwrap();
+        drop(tx);
+        let done = world.ask(&ana, &say("algebra", "still here".into())).await.unwrap();
+        assert_eq!(reply(&done)["seq"], 1);
+        let mut reads = world.store.read().await.unwrap();
+        assert!(reads.chat_room(&tenant("t"), &room).await.unwrap().is_none());
+    }
+}
+
+/// COMMIT itself fails for the batch that holds a message "poison".
+const POISON_SQLITE: &str = "
+    CREATE TABLE nobody (id INTEGER PRIMARY KEY) STRICT;
+    CREATE TABLE poisoned (id INTEGER REFERENCES nobody (id) DEFERRABLE INITIALLY DEFERRED) STRICT;
+    CREATE TRIGGER poison AFTER INSERT ON chat_messages WHEN NEW.message = 'poison'
+    BEGIN INSERT INTO poisoned (id) VALUES (1); END;";
+const POISON_POSTGRES: &str = "
+    CREATE TABLE nobody (id INT PRIMARY KEY);
+    CREATE TABLE poisoned (id INT REFERENCES nobody (id) DEFERRABLE INITIALLY DEFERRED);
+    CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO poisoned (id) VALUES (1); RETURN NULL; END $$;
+    CREATE TRIGGER poison AFTER INSERT ON chat_messages FOR EACH ROW
+        WHEN (NEW.message = 'poison') EXECUTE FUNCTION poison();";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_commit_fails_nothing_is_acknowledged_and_no_effect_leaves() {
+    for world in World::each().await {
+        world.sql(POISON_SQLITE, POISON_POSTGRES).await;
+        let ana = caller("t", "ana");
+        world.ask(&ana, &join("algebra")).await.unwrap();
+        let refused = world.ask(&ana, &say("algebra", "poison".into())).await.unwrap_err();
+        assert!(matches!(refused, Refusal::Unavailable(_)), "{refused:?}");
+
+        let done = world.ask(&ana, &say("algebra", "antidote".into())).await.unwrap();
+        assert_eq!(reply(&done)["seq"], 1, "the poisoned message gave its number back");
+        let offsets: Vec<_> = done
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Emit(emit) => emit.offset,
+                _ => None,
+            })
+            .collect();
+        assert_eq!(offsets, [Offset(1)]);
+    }
+}

@@ -1,0 +1,152 @@
+//! A domain over a fresh database.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use carillon_domain::{
+    App, Caller, ConnectionId, Done, Effect, Refusal, TenantId, Timestamp, UserId,
+    chat::{Settings, typing_indicator::Typists},
+    contract::{Class, Command, find_command},
+    dispatch::{Joined, dispatch},
+    identity::Role,
+    ports::{Admission, Clock, Ids},
+    presence::Presence,
+};
+use carillon_store::{Opener, SqlStore};
+use serde_json::{Value, value::RawValue};
+use sqlx::{Connection as _, Executor as _};
+use tempfile::TempDir;
+
+/// A database that is gone with the test, and the domain over it.
+pub struct World {
+    pub app: App,
+    pub store: Arc<SqlStore>,
+    pub url: String,
+    _directory: TempDir,
+}
+
+struct Ticking(AtomicI64);
+impl Clock for Ticking {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+#[derive(Default)]
+struct Counting(AtomicU64);
+impl Ids for Counting {
+    fn uuid(&self) -> String {
+        format!("id-{:08}", self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+struct Everybody;
+impl Admission for Everybody {
+    fn admit(&self, _: &Caller, _: Class) -> Result<(), Duration> {
+        Ok(())
+    }
+}
+
+impl World {
+    async fn open(url: String, directory: TempDir) -> Self {
+        let store = Arc::new(SqlStore::open(&url, Opener::Server).await.unwrap());
+        store.migrate().await.unwrap();
+        let app = App {
+            store: store.clone(),
+            clock: Arc::new(Ticking(AtomicI64::new(1_700_000_000_000))),
+            ids: Arc::new(Counting::default()),
+            admission: Arc::new(Everybody),
+            presence: Presence::default(),
+            typists: Typists::default(),
+            chat: Settings::default(),
+        };
+        Self { app, store, url, _directory: directory }
+    }
+
+    pub async fn sqlite() -> Self {
+        let directory = TempDir::new().unwrap();
+        let url = format!("sqlite:{}", directory.path().join("carillon.db").display());
+        Self::open(url, directory).await
+    }
+
+    /// One world per database there is.
+    pub async fn each() -> Vec<Self> {
+        let mut worlds = vec![Self::sqlite().await];
+        match std::env::var("CARILLON_TEST_POSTGRES") {
+            Ok(server) => {
+                worlds.push(Self::open(fresh(&server).await, TempDir::new().unwrap()).await)
+            }
+            Err(_) => eprintln!("skipped on PostgreSQL: CARILLON_TEST_POSTGRES is not set"),
+        }
+        worlds
+    }
+
+    pub fn is_sqlite(&self) -> bool {
+        self.store.kind() == "sqlite"
+    }
+
+    /// Runs statements past the store.
+    pub async fn sql(&self, sqlite: &'static str, postgres: &'static str) {
+        if self.is_sqlite() {
+            let mut conn = sqlx::SqliteConnection::connect(&self.url).await.unwrap();
+            conn.execute(sqlite).await.unwrap();
+        } else {
+            let mut conn = sqlx::PgConnection::connect(&self.url).await.unwrap();
+            conn.execute(postgres).await.unwrap();
+        }
+    }
+
+    /// Runs a command as a socket of this user would.
+    pub async fn ask<C: Command>(&self, caller: &Caller, command: &C) -> Result<Done, Refusal> {
+        let route = find_command("/", C::NAME).unwrap();
+        let payload = serde_json::value::to_raw_value(command).unwrap();
+        let done = dispatch(&self.app, caller, route, &payload, self.app.clock.now(), true).await?;
+        for effect in &done.effects {
+            if let Effect::Join { room, .. } = effect {
+                caller.joined.insert(room.clone());
+            }
+        }
+        Ok(done)
+    }
+}
+
+pub fn tenant(id: &str) -> TenantId {
+    TenantId::new(id).unwrap()
+}
+
+pub fn user(id: &str) -> UserId {
+    UserId::new(id).unwrap()
+}
+
+pub fn caller(tenant_id: &str, id: &str) -> Caller {
+    Caller {
+        tenant: tenant(tenant_id),
+        user: user(id),
+        name: id.into(),
+        avatar: None,
+        role: Role::Student,
+        connection: ConnectionId::new(format!("connection-of-{id}")).unwrap(),
+        joined: Joined::default(),
+    }
+}
+
+/// The acknowledgement as JSON.
+pub fn reply(done: &Done) -> Value {
+    let reply: &RawValue = &done.reply;
+    serde_json::from_str(reply.get()).unwrap()
+}
+
+async fn fresh(server: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("store_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut conn = sqlx::PgConnection::connect(server).await.unwrap();
+    let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
+    conn.execute(create).await.unwrap();
+    let (base, _) = server.rsplit_once('/').unwrap();
+    format!("{base}/{name}")
+}
