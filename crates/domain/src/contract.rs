@@ -1,7 +1,7 @@
 //! What an event is. The two static lists at the end are the only lists of events there are:
 //! registration, admission, documentation, types and table tests are read from them.
 
-use std::time::Duration;
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings, schema_for};
 use serde::{Serialize, de::DeserializeOwned};
@@ -334,14 +334,14 @@ pub const EVENTS: &[&[EventRow]] =
 
 /// The command of that name in that namespace.
 pub fn find_command(path: &str, name: &str) -> Option<&'static Route> {
-    COMMANDS
-        .iter()
-        .copied()
-        .flatten()
-        .find(|route| route.name == name && route.paths.contains(&path))
+    static BY_NAME: LazyLock<HashMap<&str, &Route>> =
+        LazyLock::new(|| COMMANDS.iter().copied().flatten().map(|row| (row.name, row)).collect());
+    BY_NAME.get(name).copied().filter(|route| route.paths.contains(&path))
 }
 
 /// The event of that name.
 pub fn find_event(name: &str) -> Option<&'static EventRow> {
-    EVENTS.iter().copied().flatten().find(|row| row.name == name)
+    static BY_NAME: LazyLock<HashMap<&str, &EventRow>> =
+        LazyLock::new(|| EVENTS.iter().copied().flatten().map(|row| (row.name, row)).collect());
+    BY_NAME.get(name).copied()
 }

@@ -285,6 +285,10 @@ async fn require_member(cx: &mut Cx<'_>, room: &RoomId, ephemeral: bool) -> Resu
 /// one in an optional field, because the contract has different texts for them.
 fn decode<C: Handle>(payload: &RawValue) -> Result<C, Refusal> {
     let text = if payload.get() == "null" { "{}" } else { payload.get() };
+    if !text.starts_with('{') {
+        // serde would read the fields of a struct from an array, too.
+        return Err(Refusal::Required("the argument is an object".into()));
+    }
     let failure = match serde_json::from_str::<C>(text) {
         Ok(command) => return Ok(command),
         Err(failure) => failure,

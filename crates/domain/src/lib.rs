@@ -18,3 +18,6 @@ pub use contract::{COMMANDS, EVENTS};
 pub use dispatch::{App, Caller, Cx, Done, Effect, Emit};
 pub use ids::{ConnectionId, MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId};
 pub use refusal::{Code, Refusal};
+
+#[cfg(test)]
+mod tables;

@@ -1,0 +1,213 @@
+//! What must hold for every row of the tables. A new command is tested by being listed.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde_json::value::RawValue;
+
+use crate::{
+    App, Caller, ConnectionId, Refusal, TenantId, Timestamp, UserId,
+    chat::{self, typing_indicator::Typists},
+    contract::{ALL_PATHS, COMMANDS, Class, EVENTS, Rate, Route, Scope, find_command},
+    dispatch::{Joined, dispatch},
+    identity::Role,
+    ports::{Admission, Clock, Ids, Reads, Store, Tx},
+    presence::Presence,
+};
+
+/// A database that is away.
+struct Away;
+#[async_trait]
+impl Store for Away {
+    async fn begin(&self, _: &TenantId, _: Scope) -> Result<Box<dyn Tx>, Refusal> {
+        Err(Refusal::Unavailable(None))
+    }
+    async fn read(&self) -> Result<Box<dyn Reads>, Refusal> {
+        Err(Refusal::Unavailable(None))
+    }
+    async fn forget_published(&self, _: Timestamp, _: u32) -> Result<u64, Refusal> {
+        Err(Refusal::Unavailable(None))
+    }
+}
+
+struct Noon;
+impl Clock for Noon {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_700_000_000_000)
+    }
+}
+
+struct SameId;
+impl Ids for SameId {
+    fn uuid(&self) -> String {
+        "0190a1b2-c3d4-7e5f-8a6b-0c1d2e3f4a5b".into()
+    }
+}
+
+/// So many commands of any class, then no more.
+struct Burst(Mutex<u32>);
+impl Admission for Burst {
+    fn admit(&self, _: &Caller, _: Class) -> Result<(), Duration> {
+        let mut left = self.0.lock().unwrap();
+        *left = left.checked_sub(1).ok_or(Duration::from_millis(1_500))?;
+        Ok(())
+    }
+}
+
+fn app(burst: u32) -> App {
+    App {
+        store: Arc::new(Away),
+        clock: Arc::new(Noon),
+        ids: Arc::new(SameId),
+        admission: Arc::new(Burst(Mutex::new(burst))),
+        presence: Presence::default(),
+        typists: Typists::default(),
+        chat: chat::Settings::default(),
+    }
+}
+
+fn stranger() -> Caller {
+    Caller {
+        tenant: TenantId::new("t").unwrap(),
+        user: UserId::new("stranger").unwrap(),
+        name: "Stranger".into(),
+        avatar: None,
+        role: Role::Student,
+        connection: ConnectionId::new("c").unwrap(),
+        joined: Joined::default(),
+    }
+}
+
+async fn ask(app: &App, route: &Route, payload: &str) -> Result<(), Refusal> {
+    let payload = RawValue::from_string(payload.into()).unwrap();
+    let now = app.clock.now();
+    dispatch(app, &stranger(), route, &payload, now, true).await.map(|_| ())
+}
+
+fn commands() -> impl Iterator<Item = &'static Route> {
+    COMMANDS.iter().copied().flatten()
+}
+
+#[tokio::test]
+async fn every_example_decodes() {
+    for route in commands() {
+        match ask(&app(1), route, &(route.example)()).await {
+            Ok(()) | Err(Refusal::Unavailable(_) | Refusal::NotAMember) => {}
+            Err(other) => panic!("{route:?} refuses its own example: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_argument_null_and_an_empty_object_are_the_same() {
+    for route in commands() {
+        let mut answers = Vec::new();
+        for payload in ["null", "{}"] {
+            answers.push(
+                ask(&app(1), route, payload)
+                    .await
+                    .err()
+                    .map(|refusal| (refusal.code(), route.policy.text(&refusal))),
+            );
+        }
+        assert_eq!(answers[0], answers[1], "{route:?}");
+        let has_required = (route.payload)().get("required").is_some();
+        if has_required {
+            assert_eq!(answers[0].unwrap().1, route.policy.required, "{route:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn garbage_is_refused_with_the_required_text() {
+    for route in commands() {
+        for garbage in ["[]", "7", "\"text\"", "true", "[[[[]]]]"] {
+            let refusal = ask(&app(1), route, garbage).await.unwrap_err();
+            assert_eq!(refusal.code().as_str(), "INVALID", "{route:?} {garbage}");
+            assert_eq!(route.policy.text(&refusal), route.policy.required, "{route:?} {garbage}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_larger_than_the_policy_allows_is_refused_before_it_is_decoded() {
+    for route in commands() {
+        let huge = format!("{{\"x\":\"{}\"}}", "x".repeat(route.policy.max_bytes));
+        let refusal = ask(&app(1), route, &huge).await.unwrap_err();
+        assert_eq!(refusal.code().as_str(), "TOO_LARGE", "{route:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_eleventh_in_a_burst_of_ten_is_refused_and_told_when_to_come_back() {
+    for route in commands() {
+        let app = app(10);
+        for n in 0..11 {
+            let result = ask(&app, route, &(route.example)()).await;
+            let is_limited = matches!(result, Err(Refusal::RateLimited { .. }));
+            assert_eq!(is_limited, n == 10, "{route:?} {n}");
+            if let Err(refusal @ Refusal::RateLimited { .. }) = result {
+                let told = refusal.told(route.policy.text(&refusal));
+                assert_eq!(told.retry_after_ms, Some(1_500));
+                assert_eq!(told.message, "Rate limit exceeded. Please slow down.");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_the_database_away_whatever_needs_it_is_unavailable_and_the_rest_works() {
+    for route in commands() {
+        let result = ask(&app(1), route, &(route.example)()).await;
+        match result {
+            Ok(()) => {}
+            Err(refusal) => assert!(
+                matches!(refusal, Refusal::Unavailable(_))
+                    || (route.policy.ephemeral && matches!(refusal, Refusal::NotAMember)),
+                "{route:?}: {refusal:?}"
+            ),
+        }
+    }
+}
+
+#[test]
+fn names_are_unique_per_path_and_need_no_escaping() {
+    let is_plain = |name: &str| {
+        name.bytes().all(
+            |byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b':'),
+        )
+    };
+    let mut seen = HashSet::new();
+    for route in commands() {
+        for path in route.paths {
+            assert!(ALL_PATHS.contains(path));
+            assert!(seen.insert((path, route.name)), "{} twice on {path}", route.name);
+            assert_eq!(find_command(path, route.name).unwrap().name, route.name);
+        }
+        assert!(is_plain(route.name));
+    }
+    let mut seen = HashSet::new();
+    for row in EVENTS.iter().copied().flatten() {
+        assert!(seen.insert(row.name), "{} twice", row.name);
+        assert!(is_plain(row.name) && row.paths.iter().all(|path| ALL_PATHS.contains(path)));
+    }
+}
+
+#[test]
+fn the_main_namespaces_carry_everything() {
+    let paths = commands()
+        .map(|route| route.paths)
+        .chain(EVENTS.iter().copied().flatten().map(|row| row.paths));
+    for paths in paths {
+        assert!(paths.contains(&"/") && paths.contains(&"/api"));
+    }
+}
+
+#[test]
+fn chat_messages_have_the_contracts_rate() {
+    assert_eq!(Class::Message.default_rate(), Rate::per_minute(60));
+}
