@@ -38,6 +38,8 @@ const OUTBOUND_SLOTS: usize = 1 << 20;
 const READ_BUFFER: usize = 1_024;
 /// A client that has not finished CONNECT by then is closed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(45);
+/// Past the ping timeout, the engine has closed a polling session by itself.
+const SILENCE: Duration = Duration::from_secs(10);
 /// Binary attachments of a packet; current clients refuse more.
 const MAX_ATTACHMENTS: usize = 10;
 
@@ -187,6 +189,7 @@ fn limits(config: &Config) -> Limits {
         unsent_bytes: config.limits.unsent_bytes as u64,
         stalled: config.limits.stalled.0,
         paused: config.server.ping_timeout.0 / 2,
+        silent: config.server.ping_interval.0 + config.server.ping_timeout.0 + SILENCE,
     }
 }
 

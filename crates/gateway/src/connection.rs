@@ -67,6 +67,8 @@ pub struct Connection {
     /// `WebSockets` under it: one, or two while a second one is being turned away.
     streams: AtomicUsize,
     is_killed: AtomicBool,
+    /// When the client last polled or posted.
+    polled_at: AtomicU64,
     /// When reading was paused, and since when nothing that waits has been taken.
     paused_since: AtomicU64,
     stalled_since: AtomicU64,
@@ -86,7 +88,7 @@ pub struct Rename {
 
 impl Connection {
     pub fn new(bearer: Option<Box<str>>, began_by_polling: bool) -> Self {
-        Self { bearer, began_by_polling, ..Self::default() }
+        Self { bearer, began_by_polling, polled_at: now_ms().into(), ..Self::default() }
     }
 
     pub fn sid(&self) -> Option<Sid> {
@@ -96,6 +98,11 @@ impl Connection {
     /// Whether there is no WebSocket under it (yet).
     fn is_polling(&self) -> bool {
         self.began_by_polling && self.streams.load(Ordering::Acquire) == 0
+    }
+
+    /// The client has polled or posted.
+    pub fn polled(&self) {
+        self.polled_at.store(now_ms(), Ordering::Relaxed);
     }
 
     /// A WebSocket carries it from now on.
@@ -212,6 +219,8 @@ pub struct Limits {
     pub stalled: Duration,
     /// Half the ping timeout.
     pub paused: Duration,
+    /// A polling session that has not been heard of for so long is gone from the engine.
+    pub silent: Duration,
 }
 
 impl Connections {
@@ -273,9 +282,16 @@ impl Connections {
                 self.kill(&connection, Closing::SlowConsumer);
             } else if longer(&connection.paused_since, self.limits.paused) {
                 self.kill(&connection, Closing::Overloaded);
-            } else if connection.is_polling() && connection.unsent() > 0 {
-                // Nobody asks for it: the next poll clears this.
-                connection.has_stalled();
+            } else if connection.is_polling() {
+                if connection.unsent() > 0 {
+                    // Nobody asks for it: the next poll clears this.
+                    connection.has_stalled();
+                }
+                if longer(&connection.polled_at, self.limits.silent)
+                    && let Some(sid) = connection.sid()
+                {
+                    self.remove(sid);
+                }
             }
         }
     }

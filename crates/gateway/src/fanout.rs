@@ -52,15 +52,12 @@ pub struct Fanout {
 }
 
 /// What this node has delivered of one tenant.
-#[derive(Default)]
 struct Lane {
     state: Mutex<Progress>,
 }
 
-#[derive(Default)]
 struct Progress {
-    /// `None` until the first event or join says where this node begins.
-    delivered: Option<Offset>,
+    delivered: Offset,
     early: BTreeMap<Offset, Emit>,
     /// The newest delivered, gapless up to `delivered`.
     recent: VecDeque<Emit>,
@@ -76,7 +73,7 @@ impl Progress {
     /// The events after an offset; `None` when it is ahead of this node, or when memory does
     /// not reach back that far.
     fn since(&self, after: Offset) -> Option<impl Iterator<Item = &Emit>> {
-        let missing = usize::try_from(self.delivered?.0 - after.0).ok()?;
+        let missing = usize::try_from(self.delivered.0 - after.0).ok()?;
         let skipped = self.recent.len().checked_sub(missing)?;
         Some(self.recent.iter().skip(skipped))
     }
@@ -135,30 +132,42 @@ impl Fanout {
         Ok(())
     }
 
-    fn lane(&self, tenant: &TenantId) -> Arc<Lane> {
+    /// Before the first socket of a tenant is let in: from here on this node delivers.
+    pub async fn begin(&self, tenant: &TenantId) -> Result<(), Refusal> {
+        if self.lane(tenant).is_some() {
+            return Ok(());
+        }
+        let delivered = self.domain.store.read().await?.head(tenant).await?;
+        let progress = Progress { delivered, early: BTreeMap::new(), recent: VecDeque::new() };
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        lanes.entry(tenant.clone()).or_default().clone()
+        lanes.entry(tenant.clone()).or_insert_with(|| Arc::new(Lane { state: progress.into() }));
+        Ok(())
+    }
+
+    fn lane(&self, tenant: &TenantId) -> Option<Arc<Lane>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).cloned()
     }
 
     fn emit(&self, tenant: &TenantId, seat: Option<&Seat>, emit: Emit) {
-        match emit.offset {
-            Some(offset) => self.offer(tenant, &self.lane(tenant), offset, emit),
-            None => self.send(tenant, seat, &emit),
+        match (emit.offset, self.lane(tenant)) {
+            (Some(offset), Some(lane)) => self.offer(tenant, &lane, offset, emit),
+            // Nobody of that tenant is here.
+            (Some(_), None) => {}
+            (None, _) => self.send(tenant, seat, &emit),
         }
     }
 
     /// Delivers a durable event, or keeps it until those before it are there.
     fn offer(&self, tenant: &TenantId, lane: &Lane, offset: Offset, emit: Emit) {
         let mut progress = lane.lock();
-        let delivered = *progress.delivered.get_or_insert(Offset(offset.0 - 1));
-        if offset <= delivered {
+        if offset <= progress.delivered {
             return;
         }
         progress.early.insert(offset, emit);
-        let mut next = Offset(delivered.0 + 1);
+        let mut next = Offset(progress.delivered.0 + 1);
         while let Some(emit) = progress.early.remove(&next) {
             self.send(tenant, None, &emit);
-            progress.delivered = Some(next);
+            progress.delivered = next;
             next.0 += 1;
             progress.recent.push_back(emit);
             if progress.recent.len() > RECENT {
@@ -173,10 +182,10 @@ impl Fanout {
     /// Delivers from the outbox until this node has everything up to `head`.
     async fn catch_up(&self, tenant: &TenantId, lane: &Lane, head: Offset) -> Result<(), Refusal> {
         loop {
-            let delivered = lane.lock().delivered;
-            let Some(from) = delivered.filter(|delivered| *delivered < head) else {
+            let from = lane.lock().delivered;
+            if from >= head {
                 return Ok(());
-            };
+            }
             let mut reads = self.domain.store.read().await?;
             let missed = reads.published_after(tenant, from, BATCH).await?;
             if missed.is_empty() {
@@ -193,14 +202,13 @@ impl Fanout {
     /// is missing and nothing comes twice: delivery stands still while the socket is let in.
     async fn join(&self, seat: &Seat, room: &RoomId, after: Offset) {
         let tenant = &seat.caller.tenant;
-        let lane = self.lane(tenant);
+        let Some(lane) = self.lane(tenant) else { return };
         let is_for_room = |emit: &&Emit| matches!(&emit.to, Address::Room(of) if of == room);
         // Where memory does not reach back to the snapshot, the outbox does.
         let (mut backlog, mut known) = (Vec::new(), after);
         for _ in 0..ATTEMPTS {
             let delivered = {
-                let mut progress = lane.lock();
-                let delivered = *progress.delivered.get_or_insert(after);
+                let progress = lane.lock();
                 if let Some(rest) = progress.since(known) {
                     self.subscribe(seat, room);
                     for emit in backlog.iter().chain(rest).filter(is_for_room) {
@@ -208,7 +216,7 @@ impl Fanout {
                     }
                     return;
                 }
-                delivered
+                progress.delivered
             };
             let prepared = if delivered < known {
                 self.catch_up(tenant, &lane, known).await

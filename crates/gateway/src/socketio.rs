@@ -128,6 +128,11 @@ async fn connect(
             return Err(denied);
         }
     };
+    if let Err(refusal) = gateway.fanout.begin(&identity.tenant).await {
+        let denied = Denied::Away(refusal);
+        deny(gateway, &connection, &denied);
+        return Err(denied);
+    }
     let caller = Caller {
         tenant: identity.tenant,
         user: identity.user.id,

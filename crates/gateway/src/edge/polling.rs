@@ -28,6 +28,9 @@ impl Edge {
         connection: Option<Arc<Connection>>,
     ) -> Result<Response<Body>, EngineError> {
         let (head, body) = request.into_parts();
+        if let Some(connection) = &connection {
+            connection.polled();
+        }
         match (&head.method, connection) {
             (&Method::GET, None) => self.open(&head).await,
             (&Method::GET, Some(connection)) => self.poll(&head, &connection).await,
@@ -53,6 +56,7 @@ impl Edge {
         if connection.is_killed() {
             return Err(EngineError::UnknownSession);
         }
+        connection.polled();
         connection.count_written(body.len());
         Ok(answer(status, renamed(connection, body)))
     }

@@ -176,6 +176,7 @@ mod tests {
             unsent_bytes: 1_000,
             stalled: std::time::Duration::from_secs(1),
             paused: std::time::Duration::from_secs(1),
+            silent: std::time::Duration::from_secs(1),
         };
         let (connections, _) = Connections::new(limits, Arc::default());
         let connection = Arc::new(Connection::new(None, false));
@@ -221,6 +222,7 @@ mod tests {
             unsent_bytes: 1,
             stalled: std::time::Duration::ZERO,
             paused: std::time::Duration::ZERO,
+            silent: std::time::Duration::ZERO,
         };
         let (connections, _) = Connections::new(limits, Arc::default());
         connections.kill(&connection, Closing::SlowConsumer);

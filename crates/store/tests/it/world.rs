@@ -79,7 +79,8 @@ impl World {
         let mut worlds = vec![Self::sqlite().await];
         match std::env::var("CARILLON_TEST_POSTGRES") {
             Ok(server) => {
-                worlds.push(Self::open(fresh(&server).await, TempDir::new().unwrap()).await)
+                let url = fresh(&server).await;
+                worlds.push(Self::open(url, TempDir::new().unwrap()).await);
             }
             Err(_) => eprintln!("skipped on PostgreSQL: CARILLON_TEST_POSTGRES is not set"),
         }
