@@ -53,9 +53,8 @@ pub struct Options {
 /// A node that listens, before it serves.
 pub struct Node {
     pub address: SocketAddr,
-    pub operations_address: SocketAddr,
     listener: TcpListener,
-    operations: TcpListener,
+    operations: Option<TcpListener>,
     router: Router,
     operations_router: Router,
     gateway: Arc<Gateway>,
@@ -65,6 +64,7 @@ pub struct Node {
     to_close: tokio::sync::mpsc::UnboundedReceiver<socketioxide::socket::Sid>,
     store: Arc<SqlStore>,
     drain: Duration,
+    drain_notice: Duration,
 }
 
 struct SystemClock;
@@ -119,6 +119,7 @@ impl Node {
             .route("/socket.io/", any(move |request: Request| for_requests.clone().handle(request)))
             .merge(health::routes(health.clone()))
             .merge(options.extra)
+            .fallback(health::not_found)
             .layer(origin::cors(origins));
         let operations_router = Router::new().route(
             "/metrics",
@@ -128,10 +129,9 @@ impl Node {
             }),
         );
         let listener = bind(config.server.listen, "server.listen").await?;
-        let operations = bind(config.operations.listen, "operations.listen").await?;
+        let operations = bind_operations(config.operations.listen).await?;
         Ok(Self {
             address: listener.local_addr()?,
-            operations_address: operations.local_addr()?,
             listener,
             operations,
             router,
@@ -143,17 +143,24 @@ impl Node {
             to_close,
             store,
             drain: config.server.drain.0,
+            drain_notice: config.server.drain_notice.0,
         })
+    }
+
+    pub fn domain(&self) -> &Domain {
+        &self.gateway.domain
     }
 
     /// Serves until SIGTERM or SIGINT, then drains.
     pub async fn run(self) -> anyhow::Result<()> {
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
         let tasks = &self.gateway.tasks;
-        for (listener, router) in
-            [(self.listener, self.router), (self.operations, self.operations_router)]
-        {
-            tasks.spawn(accept::serve(listener, router, tasks.clone(), stop.clone()));
+        let listeners =
+            [(Some(self.listener), self.router), (self.operations, self.operations_router)];
+        for (listener, router) in listeners {
+            if let Some(listener) = listener {
+                tasks.spawn(accept::serve(listener, router, tasks.clone(), stop.clone()));
+            }
         }
         let gateway = self.gateway.clone();
         let jobs =
@@ -161,6 +168,8 @@ impl Node {
 
         shutdown::signal().await?;
         self.health.drain();
+        // Balancers stop sending before the listener closes.
+        tokio::time::sleep(self.drain_notice).await;
         shutdown::drain(&self.gateway, &stop, self.drain).await;
         end.cancel();
         jobs.await.context("a job has failed")?;
@@ -182,6 +191,21 @@ pub async fn open_store(config: &Config) -> anyhow::Result<SqlStore> {
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
+}
+
+/// A second node on this machine finds the default port taken; that is no reason not to serve.
+async fn bind_operations(address: SocketAddr) -> anyhow::Result<Option<TcpListener>> {
+    match bind(address, "operations.listen").await {
+        Ok(listener) => {
+            tracing::info!(operations = %listener.local_addr()?, "metrics");
+            Ok(Some(listener))
+        }
+        Err(error) if address == config::Operations::default().listen => {
+            tracing::warn!("no metrics: {error:#}; set operations.listen");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn limits(config: &Config) -> Limits {

@@ -50,6 +50,8 @@ pub struct Server {
     pub max_payload: usize,
     /// How long a drain may take after SIGTERM.
     pub drain: Span,
+    /// Between `/readyz` turning 503 and the listener closing.
+    pub drain_notice: Span,
 }
 
 /// The listener for operators: metrics. Not for the public.
@@ -198,6 +200,7 @@ impl Default for Server {
             ping_timeout: Span::seconds(60),
             max_payload: 1_000_000,
             drain: Span::seconds(20),
+            drain_notice: Span::seconds(1),
         }
     }
 }

@@ -4,13 +4,18 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
-use carillon_domain::identity::Role;
+use carillon_domain::{
+    App as Domain, RoomId, TenantId, UserId,
+    chat::RoomKind,
+    contract::Scope,
+    identity::{Claims, Role},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
     app::{Node, Options},
-    config::{App, Config},
+    config::{App, Config, Span},
     log, token,
 };
 
@@ -28,6 +33,9 @@ const PEOPLE: [(&str, &str, Role); 6] = [
     ("proctor", "Pat Proctor", Role::Proctor),
 ];
 
+const ROOMS: [(&str, RoomKind); 2] =
+    [("lobby", RoomKind::Direct), ("mentor:mentor", RoomKind::Mentor)];
+
 /// Serves the demo on 127.0.0.1 until it is interrupted.
 pub async fn run() -> anyhow::Result<()> {
     let config = config()?;
@@ -35,6 +43,7 @@ pub async fn run() -> anyhow::Result<()> {
     let app = config.apps.first().context("dev makes its own app")?;
     let extra = Router::new().route("/dev/login", post(login)).with_state(Arc::new(app.clone()));
     let node = Node::start(&config, Options { any_localhost_origin: true, extra }).await?;
+    seed(node.domain(), &app.tenant).await?;
     print_welcome(node.address, app)?;
     node.run().await
 }
@@ -56,6 +65,8 @@ fn config() -> anyhow::Result<Config> {
     environment.entry("CARILLON_OPERATIONS__LISTEN".into()).or_insert("127.0.0.1:0".into());
     let mut config = Config::from_parts(None, &environment)?;
     config.server.listen.set_ip([127, 0, 0, 1].into());
+    config.server.drain_notice = Span(Duration::ZERO);
+    config.log.filter = std::env::var("CARILLON_LOG__FILTER").unwrap_or_else(|_| "warn".into());
     Ok(config)
 }
 
@@ -75,6 +86,31 @@ fn secret(path: &Path) -> anyhow::Result<String> {
     Ok(secret)
 }
 
+/// The people and two rooms, so that there is somebody to talk to.
+async fn seed(domain: &Domain, tenant: &TenantId) -> anyhow::Result<()> {
+    let now = domain.clock.now();
+    let mut tx = domain.store.begin(tenant, Scope::Lane).await?;
+    for (user, name, role) in PEOPLE {
+        let claims = Claims {
+            user: UserId::new(user)?,
+            name: Some(name.into()),
+            role,
+            email: None,
+            issued_at: Some(now),
+        };
+        tx.provision_user(tenant, &claims, now).await?;
+    }
+    for (room, kind) in ROOMS {
+        let room = RoomId::new(room)?;
+        tx.create_room(tenant, &room, kind, now).await?;
+        for (user, ..) in &PEOPLE[..2] {
+            tx.add_member(tenant, &room, &UserId::new(user)?, now).await?;
+        }
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
     let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
@@ -82,8 +118,8 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 fn print_welcome(address: SocketAddr, app: &App) -> anyhow::Result<()> {
-    println!("Carillon is ready on http://{address}");
-    println!("Connect with socket.io-client: io(\"http://{address}\", {{ auth: {{ token }} }})\n");
+    println!("Carillon is ready on http://{address}\n");
+    println!("  io(\"http://{address}\", {{ auth: {{ token }} }})   // socket.io-client\n");
     for (user, name, role) in &PEOPLE[..3] {
         let token = token::sign(app, user, Some(name), *role, TOKEN_TTL)?;
         println!("{name} ({}):\n  {token}\n", role.as_str());
@@ -95,10 +131,12 @@ fn print_welcome(address: SocketAddr, app: &App) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The name of somebody, or anything new with a role.
+/// Somebody by id (of whatever name frontends use for it), or anybody of a role.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Login {
-    user: String,
+    #[serde(alias = "userId", alias = "id", alias = "email")]
+    user: Option<String>,
     name: Option<String>,
     role: Option<Role>,
 }
@@ -108,13 +146,19 @@ async fn login(
     State(app): State<Arc<App>>,
     Json(login): Json<Login>,
 ) -> Result<Json<Value>, StatusCode> {
-    let known = PEOPLE.iter().find(|(user, ..)| *user == login.user);
+    let known = PEOPLE.iter().find(|(user, _, role)| match &login.user {
+        Some(id) => id == user,
+        None => login.role.unwrap_or(Role::Student) == *role,
+    });
+    let user = login.user.or(known.map(|(user, ..)| (*user).to_owned()));
+    let user = user.ok_or(StatusCode::BAD_REQUEST)?;
     let role = login.role.or(known.map(|(_, _, role)| *role)).unwrap_or(Role::Student);
     let name = login.name.or(known.map(|(_, name, _)| (*name).to_owned()));
-    let token = token::sign(&app, &login.user, name.as_deref(), role, TOKEN_TTL)
+    let token = token::sign(&app, &user, name.as_deref(), role, TOKEN_TTL)
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
     Ok(Json(json!({
         "token": token,
-        "user": { "id": login.user, "name": name, "role": role },
+        "accessToken": token,
+        "user": { "id": user, "name": name, "role": role },
     })))
 }

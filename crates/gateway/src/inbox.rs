@@ -22,6 +22,7 @@ use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use socketioxide::extract::AckSender;
+use tracing::Instrument as _;
 
 use crate::{
     gateway::Gateway,
@@ -154,14 +155,23 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
         Err(_) => return,
     };
     let route = find_command(seat.path, &name);
+    let label = route.map_or("unknown", |route| route.name);
+    let span = tracing::debug_span!(
+        "command",
+        ns = seat.path,
+        command = label,
+        caller.id = %seat.caller.user,
+        conn.id = %seat.caller.connection,
+    );
     let result = match (route, payload) {
         (Some(route), Ok(payload)) => {
-            run(gateway, &seat, route, payload, received, received_at, ack.is_some()).await
+            run(gateway, &seat, route, payload, received, received_at, ack.is_some())
+                .instrument(span)
+                .await
         }
         (Some(_), Err(refusal)) => Err(refusal),
         (None, _) => Err(Refusal::UnknownEvent),
     };
-    let label = route.map_or("unknown", |route| route.name);
     let code = result.as_ref().err().map(Refusal::code);
     match result {
         Ok(done) => {

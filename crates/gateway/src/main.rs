@@ -91,7 +91,7 @@ async fn main() -> anyhow::Result<()> {
             log::start(&config.log);
             let options = Options { any_localhost_origin: false, extra: Router::new() };
             let node = Node::start(&config, options).await?;
-            tracing::info!(address = %node.address, operations = %node.operations_address, "ready");
+            tracing::info!(address = %node.address, "ready");
             node.run().await
         }
         Command::Migrate(with) => {

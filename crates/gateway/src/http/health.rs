@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::{
@@ -28,12 +28,11 @@ pub struct Health {
     gateway: Arc<Gateway>,
     /// Set when the drain begins, before the listener closes.
     is_draining: Arc<AtomicBool>,
-    started: Instant,
 }
 
 impl Health {
     pub fn new(gateway: Arc<Gateway>) -> Self {
-        Self { gateway, is_draining: Arc::default(), started: Instant::now() }
+        Self { gateway, is_draining: Arc::default() }
     }
 
     pub fn drain(&self) {
@@ -84,16 +83,25 @@ async fn ready(State(health): State<Health>) -> Response {
     (status, Json(json!({ "status": text }))).into_response()
 }
 
-/// Evalon's counters.
+/// In Evalon's shape.
 async fn stats(State(health): State<Health>) -> Response {
-    let (users, sockets) = health.gateway.domain.presence.counts();
+    let (_, sockets) = health.gateway.domain.presence.counts();
     let body = json!({
-        "connections": sockets,
-        "totalConnections": sockets,
-        "connectedUsers": users,
-        "activeSessions": 0,
-        "uptime": health.started.elapsed().as_secs_f64(),
+        "success": true,
+        "stats": {
+            "totalSessions": 0,
+            "activeSessions": 0,
+            "monitoringRooms": 0,
+            "activeConnections": sockets,
+        },
         "timestamp": health.gateway.domain.clock.now(),
     });
     Json(body).into_response()
+}
+
+/// What is not served here, in the shape of every refusal.
+pub async fn not_found() -> Response {
+    let body =
+        json!({ "ok": false, "code": "NOT_FOUND", "message": "Not found", "retryable": false });
+    (StatusCode::NOT_FOUND, Json(body)).into_response()
 }
