@@ -173,7 +173,7 @@ impl Rate {
 pub enum Scope {
     /// Rows of its own, no durable event.
     Rows,
-    /// Durable events: takes its turn in the tenant's lane (design D3).
+    /// Durable events: takes its turn in the tenant's lane.
     Lane,
 }
 

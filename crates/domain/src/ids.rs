@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// Ids of other systems are opaque text of at most this many characters (design D4).
+/// Ids of other systems are opaque text of at most this many characters.
 pub const MAX_ID_CHARS: usize = 128;
 
 /// Why a text is not an id.
@@ -88,7 +88,7 @@ text_id! {
     ConnectionId
 }
 
-/// A position in everything a tenant has published: gapless, in commit order (design D3).
+/// A position in everything a tenant has published: gapless, in commit order.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

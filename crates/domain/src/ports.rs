@@ -16,7 +16,7 @@ use crate::{
 
 type Result<T> = std::result::Result<T, Refusal>;
 
-/// The time everything is judged by (design D9).
+/// The time everything is judged by.
 pub trait Clock: Send + Sync {
     fn now(&self) -> Timestamp;
 }
@@ -94,7 +94,7 @@ pub trait UserReads: Send {
 #[async_trait]
 pub trait UserWrites: Send {
     /// Makes the user's row from claims, or lets it follow a newer token; a row managed elsewhere
-    /// is left as it is (design D5). Returns the row as it then stands.
+    /// is left as it is. Returns the row as it then stands.
     async fn provision_user(
         &mut self,
         tenant: &TenantId,

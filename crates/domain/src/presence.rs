@@ -20,13 +20,13 @@ use crate::{
 
 pub const EVENTS: &[EventRow] = &[event::<UserStatusChange>()];
 
-/// A user without a socket for this long is offline (semantics D6.2).
+/// A user without a socket for this long is offline.
 pub const GRACE: Duration = Duration::from_secs(5);
-/// Somebody seen within this time may come back with the token they had (design D5).
+/// Somebody seen within this time may come back with the token they had.
 pub const RETURN_WINDOW: Duration = Duration::from_mins(2);
 /// Rooms considered when telling who shares a room with a user; the newest memberships.
 pub const MAX_ROOMS: u32 = 500;
-/// A larger room gets no snapshot of who is there (semantics D6.4).
+/// A larger room gets no snapshot of who is there.
 pub const MAX_SNAPSHOT: usize = 200;
 
 /// `online` or `offline`; clients know `away` and `busy` too.

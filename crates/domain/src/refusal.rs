@@ -6,7 +6,7 @@ use serde::Serialize;
 
 type Source = Box<dyn Error + Send + Sync>;
 
-/// The stable word for a refusal, one list for socket and HTTP (design section 3).
+/// The stable word for a refusal, one list for socket and HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Code {

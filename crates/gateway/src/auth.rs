@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::config::{self, ClaimNames};
 
 /// Why a client is told `connect_error`. Only for a definite refusal of the credential: what
-/// passes by itself closes the transport instead (design D5).
+/// passes by itself closes the transport instead.
 #[derive(Debug, thiserror::Error)]
 pub enum Denied {
     #[error("Authentication error: No token provided")]
@@ -213,13 +213,16 @@ impl Key {
         validation.leeway = auth.leeway.0.as_secs();
         validation.validate_nbf = true;
         validation.validate_aud = app.audience.is_some();
+        let mut required = vec!["exp"];
         if let Some(audience) = &app.audience {
             validation.set_audience(&[audience]);
+            required.push("aud");
         }
         if let Some(issuer) = &app.issuer {
             validation.set_issuer(&[issuer]);
-            validation.set_required_spec_claims(&["exp", "iss"]);
+            required.push("iss");
         }
+        validation.set_required_spec_claims(&required);
         let decoding = decoding.context("public_key is not a PEM key of that algorithm")?;
         Ok(Self { id: key.id.clone(), decoding, validation })
     }

@@ -31,6 +31,9 @@ pub struct Config {
     pub log: Log,
     /// One per frontend. Without any, the environment makes one: `sinaesta`.
     pub apps: Vec<App>,
+    /// What was found odd while reading; told once logging runs.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
 }
 
 /// The public listener.
@@ -402,6 +405,7 @@ impl Config {
             overlay(&mut table, name, value)?;
         }
         let mut config: Self = table.try_into().context("the configuration is not valid")?;
+        config.warnings = environment.keys().filter_map(|name| odd(name)).collect();
         config.apply_known_names(environment)?;
         config.validate()?;
         Ok(config)
@@ -546,11 +550,23 @@ fn check_strength(secret: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What to say of a variable that looks as if it were meant for us.
+fn odd(name: &str) -> Option<String> {
+    match name.strip_prefix("CARILLON_") {
+        Some(rest) if !rest.contains("__") => {
+            Some(format!("{name} is not a key: keys are CARILLON_<SECTION>__<KEY>"))
+        }
+        None if name == "REDIS_URL" => {
+            Some("REDIS_URL is not used: this version runs as one node".into())
+        }
+        _ => None,
+    }
+}
+
 /// `CARILLON_<SECTION>__<KEY>`: a TOML value, or a plain string.
 fn overlay(table: &mut toml::Table, name: &str, value: &str) -> anyhow::Result<()> {
     let Some(rest) = name.strip_prefix("CARILLON_") else { return Ok(()) };
     if !rest.contains("__") {
-        tracing::warn!(variable = name, "not a key: keys are CARILLON_<SECTION>__<KEY>");
         return Ok(());
     }
     let lower = rest.to_lowercase();
@@ -628,6 +644,7 @@ mod tests {
         assert_eq!(config.rate(Class::Message).count, 10_000);
         assert_eq!(config.rate(Class::Typing), Class::Typing.default_rate());
         assert!(!config.chat.open_rooms);
+        assert_eq!(config.warnings.len(), 1);
     }
 
     #[test]

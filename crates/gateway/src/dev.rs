@@ -39,7 +39,7 @@ const ROOMS: [(&str, RoomKind); 2] =
 /// Serves the demo on 127.0.0.1 until it is interrupted.
 pub async fn run() -> anyhow::Result<()> {
     let config = config()?;
-    log::start(&config.log);
+    log::start(&config);
     let app = config.apps.first().context("dev makes its own app")?;
     let extra = Router::new().route("/dev/login", post(login)).with_state(Arc::new(app.clone()));
     let node = Node::start(&config, Options { any_localhost_origin: true, extra }).await?;

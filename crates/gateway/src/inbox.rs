@@ -33,7 +33,7 @@ use crate::{
 const FULL: usize = 64;
 /// Reading goes on below this.
 const LOW: usize = 16;
-/// Every command is answered within this (issue: refused within 3 s); counted from its receipt.
+/// Every command is answered within this; counted from its receipt.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The queue of one connection.

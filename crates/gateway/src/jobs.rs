@@ -17,7 +17,7 @@ use crate::{
 
 /// Typing and presence are told within this of being due.
 const TICK: Duration = Duration::from_millis(250);
-/// The counter is compared with what was delivered this often (design D3).
+/// The counter is compared with what was delivered this often.
 const RELAY: Duration = Duration::from_secs(1);
 /// An event that came early waits this long for the one before it.
 const HOLE: Duration = Duration::from_millis(50);

@@ -88,7 +88,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Dev => dev::run().await,
         Command::Serve(with) => {
             let config = with.load()?;
-            log::start(&config.log);
+            log::start(&config);
             let options = Options { any_localhost_origin: false, extra: Router::new() };
             let node = Node::start(&config, options).await?;
             tracing::info!(address = %node.address, "ready");
@@ -113,7 +113,9 @@ async fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Config { command: ConfigCommand::Check(with) } => {
-            with.load()?;
+            for warning in with.load()?.warnings {
+                eprintln!("{warning}");
+            }
             println!("The configuration is valid.");
             Ok(())
         }

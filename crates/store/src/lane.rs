@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tx::{Conn, ConnRef, on};
 
-/// Commands of one batch (design D3).
+/// Commands of one batch.
 const MAX_BATCH: usize = 64;
 /// Commands waiting for their turn; more are refused.
 const MAX_WAITING: usize = 4_096;

@@ -34,7 +34,7 @@ export interface ChatMessage {
   seq: Seq;
 }
 
-/** The stable word for a refusal, one list for socket and HTTP (design section 3). */
+/** The stable word for a refusal, one list for socket and HTTP. */
 export type Code = "INVALID" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "CONFLICT" | "RATE_LIMITED" | "TOO_LARGE" | "BUSY" | "UNAVAILABLE" | "INTERNAL" | "NOT_A_MEMBER" | "IDEMPOTENCY_MISMATCH";
 
 /** A sign of life; the shipped frontend sends two every 30 s. */

@@ -11,7 +11,7 @@ use crate::{
     refusal::Refusal,
 };
 
-/// The largest page (semantics D2.3).
+/// The largest page.
 const MAX_PAGE: u32 = 100;
 
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]

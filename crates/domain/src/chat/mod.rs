@@ -68,7 +68,7 @@ impl Namespace for Chat {
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Whether the first join creates a room that anyone of the tenant may join
-    /// (semantics D2.10).
+    ///.
     pub open_rooms: bool,
 }
 
@@ -80,7 +80,7 @@ impl Default for Settings {
 
 /// Messages a join shows, and the default page of the history.
 pub const PAGE: u32 = 50;
-/// Characters of a message, after NFC (semantics D2.9).
+/// Characters of a message, after NFC.
 pub const MAX_MESSAGE_CHARS: usize = 4_000;
 
 /// What a room is for; decided by its id when it is created.
@@ -216,7 +216,7 @@ impl RoomId {
     }
 }
 
-/// Rooms are joined by right, not by name (semantics D2.10). Asked only of those who are not
+/// Rooms are joined by right, not by name. Asked only of those who are not
 /// members yet.
 async fn may_enter(
     app: &App,

@@ -17,7 +17,7 @@ use crate::{
     refusal::Refusal,
 };
 
-/// Typing that is not repeated ends by itself (semantics D2.6).
+/// Typing that is not repeated ends by itself.
 const EXPIRY: Duration = Duration::from_secs(6);
 /// A repeated start within this time is not told again.
 const REFRESH: Duration = Duration::from_secs(3);
