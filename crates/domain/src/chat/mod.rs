@@ -67,8 +67,7 @@ impl Namespace for Chat {
 /// `[chat]` of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Whether the first join creates a room that anyone of the tenant may join
-    ///.
+    /// Whether the first join creates a room that anyone of the tenant may join.
     pub open_rooms: bool,
 }
 
