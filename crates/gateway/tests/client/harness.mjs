@@ -1,5 +1,6 @@
 // A real server, real clients: starts the built binary on free ports and speaks to it with the
 // npm client. Waits are for events, with a deadline that only a failure reaches.
+import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createHmac, randomBytes } from "node:crypto";
 import { once } from "node:events";
@@ -220,6 +221,20 @@ export async function eventually(what, check, ms = 5000) {
 export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 export const uniqueRoom = (name = "room") => `${name}-${randomBytes(4).toString("hex")}`;
 
+/** Asserts that an acknowledgement or an `error` event is this refusal, and nothing else. */
+export function refused(answer, code, message, retryable = false) {
+  const { ok = false, detail, retryAfterMs, ...told } = answer;
+  assert.deepEqual({ ok, ...told }, { ok: false, code, message, retryable });
+}
+
+/** Nobody has heard such an event, counting everything sent to them up to now. */
+export async function silent(name, ...people) {
+  await Promise.all(people.map((person) => person.settled()));
+  for (const person of people) {
+    assert.deepEqual(person.unheard(name), [], `${person.id} hears no ${name}`);
+  }
+}
+
 /** What a story is told in: a server of its own, and the people who connect to it. */
 class World {
   #people = [];
@@ -243,10 +258,15 @@ class World {
   }
 }
 
-/** One test with a fresh server; `on: DATABASES` tells it on every database there is. */
-export function story(title, { on = [DATABASES[0]], ...options }, run) {
+/**
+ * One test with a fresh server; `on: DATABASES` tells it on every database there is. A `long` one
+ * is left out of a quick run.
+ */
+export function story(title, { on = [DATABASES[0]], long = false, ...options }, run) {
+  if (on.length === 0) test(title, { skip: "no PostgreSQL" }, () => {});
+  const skip = long && process.env.CARILLON_TEST_QUICK ? "long" : false;
   for (const database of on) {
-    test(on.length > 1 ? `${title} (${database.name})` : title, async () => {
+    test(on.length > 1 ? `${title} (${database.name})` : title, { skip }, async () => {
       const server = await Server.start({ ...(await database.fresh()), ...options });
       const world = new World(server);
       try {
@@ -269,6 +289,8 @@ export const DATABASES = [
     ? [{ name: "postgres", fresh: async () => ({ databaseUrl: await freshPostgres() }) }]
     : []),
 ];
+
+export const POSTGRES = DATABASES.filter((database) => database.name === "postgres");
 
 async function freshPostgres() {
   const { default: pg } = await import("pg");
