@@ -61,7 +61,6 @@ pub struct Node {
     health: Health,
     limiter: Arc<Limiter>,
     edge: Edge,
-    to_close: tokio::sync::mpsc::UnboundedReceiver<socketioxide::socket::Sid>,
     store: Arc<SqlStore>,
     drain: Duration,
     drain_notice: Duration,
@@ -96,7 +95,7 @@ impl Node {
             typists: chat::typing_indicator::Typists::default(),
             chat: chat::Settings { open_rooms: config.chat.open_rooms },
         });
-        let (connections, to_close) = Connections::new(limits(config), metrics.clone());
+        let connections = Connections::new(limits(config), metrics.clone());
         let hub = NodeHub::new(connections.clone());
         let (engine, io) = engine(config, hub.clone());
         let gateway = Arc::new(Gateway {
@@ -112,7 +111,13 @@ impl Node {
         socketio::register(&gateway);
 
         let origins = Arc::new(Origins::new(&config.apps, options.any_localhost_origin));
-        let edge = Edge::new(engine, connections, origins.clone(), config.server.max_payload);
+        let edge = Edge::new(
+            engine,
+            connections,
+            origins.clone(),
+            config.server.max_payload,
+            gateway.tasks.clone(),
+        );
         let health = Health::new(gateway.clone());
         let for_requests = edge.clone();
         let router = Router::new()
@@ -140,7 +145,6 @@ impl Node {
             health,
             limiter,
             edge,
-            to_close,
             store,
             drain: config.server.drain.0,
             drain_notice: config.server.drain_notice.0,
@@ -163,8 +167,7 @@ impl Node {
             }
         }
         let gateway = self.gateway.clone();
-        let jobs =
-            tokio::spawn(jobs::run(gateway, self.limiter, self.edge, self.to_close, end.clone()));
+        let jobs = tokio::spawn(jobs::run(gateway, self.limiter, self.edge, end.clone()));
 
         shutdown::signal().await?;
         self.health.drain();

@@ -15,7 +15,7 @@ use std::{
 use carillon_redis_adapter::{Broadcast, Tap};
 use futures_util::task::AtomicWaker;
 use socketioxide::socket::Sid;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use crate::{inbox::Inbox, metrics::Metrics};
 
@@ -208,8 +208,8 @@ pub struct Connections {
     by_sid: RwLock<HashMap<Sid, Arc<Connection>>>,
     limits: Limits,
     metrics: Arc<Metrics>,
-    /// Sessions that may be polling, to be closed by a request; a WebSocket closes itself.
-    to_close: mpsc::UnboundedSender<Sid>,
+    /// Rung when a session was killed that may be polling: only a request can end it.
+    pub killed_polling: Notify,
 }
 
 /// When a connection has had enough.
@@ -224,9 +224,9 @@ pub struct Limits {
 }
 
 impl Connections {
-    pub fn new(limits: Limits, metrics: Arc<Metrics>) -> (Arc<Self>, mpsc::UnboundedReceiver<Sid>) {
-        let (to_close, closing) = mpsc::unbounded_channel();
-        (Arc::new(Self { by_sid: RwLock::default(), limits, metrics, to_close }), closing)
+    pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+        let killed_polling = Notify::new();
+        Arc::new(Self { by_sid: RwLock::default(), limits, metrics, killed_polling })
     }
 
     pub fn get(&self, sid: Sid) -> Option<Arc<Connection>> {
@@ -264,10 +264,16 @@ impl Connections {
         connection.reader.wake();
         connection.writer.wake();
         connection.resumed.notify_waiters();
-        if let Some(sid) = connection.sid().filter(|_| connection.began_by_polling) {
-            // The receiver lives as long as the server; without it nothing is left to close.
-            let _ = self.to_close.send(sid);
+        if connection.began_by_polling {
+            self.killed_polling.notify_one();
         }
+    }
+
+    /// Killed sessions that may still be polling in the engine.
+    pub fn to_close(&self) -> Vec<Sid> {
+        let is_meant =
+            |connection: &Arc<Connection>| connection.began_by_polling && connection.is_killed();
+        self.all().into_iter().filter(is_meant).filter_map(|connection| connection.sid()).collect()
     }
 
     /// Closes those that have had enough; called every second.

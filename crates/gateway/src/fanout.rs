@@ -149,11 +149,10 @@ impl Fanout {
     }
 
     fn emit(&self, tenant: &TenantId, seat: Option<&Seat>, emit: Emit) {
-        match (emit.offset, self.lane(tenant)) {
-            (Some(offset), Some(lane)) => self.offer(tenant, &lane, offset, emit),
-            // Nobody of that tenant is here.
-            (Some(_), None) => {}
-            (None, _) => self.send(tenant, seat, &emit),
+        let Some(offset) = emit.offset else { return self.send(tenant, seat, &emit) };
+        // Without a lane nobody of that tenant is here.
+        if let Some(lane) = self.lane(tenant) {
+            self.offer(tenant, &lane, offset, emit);
         }
     }
 

@@ -4,11 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use carillon_domain::{Refusal, Timestamp, session};
-use socketioxide::socket::Sid;
-use tokio::{
-    sync::mpsc,
-    time::{Interval, MissedTickBehavior, interval},
-};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -34,7 +30,6 @@ pub async fn run(
     gateway: Arc<Gateway>,
     limiter: Arc<Limiter>,
     edge: Edge,
-    to_close: mpsc::UnboundedReceiver<Sid>,
     stop: CancellationToken,
 ) {
     let jobs = async {
@@ -44,7 +39,7 @@ pub async fn run(
             suspensions(&gateway),
             sweep(&gateway),
             forget(&gateway, &limiter),
-            close(edge, to_close),
+            close(&gateway, edge),
         )
     };
     stop.run_until_cancelled(jobs).await;
@@ -139,8 +134,11 @@ async fn forget(gateway: &Gateway, limiter: &Limiter) {
     }
 }
 
-async fn close(mut edge: Edge, mut to_close: mpsc::UnboundedReceiver<Sid>) {
-    while let Some(sid) = to_close.recv().await {
-        edge.close(sid).await;
+async fn close(gateway: &Gateway, mut edge: Edge) {
+    loop {
+        gateway.connections.killed_polling.notified().await;
+        for sid in gateway.connections.to_close() {
+            edge.close(sid).await;
+        }
     }
 }

@@ -19,6 +19,7 @@ use engineioxide::service::NotFoundService;
 use hyper_util::rt::TokioIo;
 use socketioxide::{service::SocketIoService, socket::Sid};
 use tokio::net::TcpStream;
+use tokio_util::task::TaskTracker;
 use tower::Service as _;
 use tungstenite::handshake::derive_accept_key;
 
@@ -38,6 +39,7 @@ pub struct Edge {
     connections: Arc<Connections>,
     origins: Arc<Origins>,
     max_payload: usize,
+    tasks: TaskTracker,
 }
 
 /// A refusal in the shape of Node's engine.
@@ -97,8 +99,9 @@ impl Edge {
         connections: Arc<Connections>,
         origins: Arc<Origins>,
         max_payload: usize,
+        tasks: TaskTracker,
     ) -> Self {
-        Self { engine, connections, origins, max_payload }
+        Self { engine, connections, origins, max_payload, tasks }
     }
 
     /// Answers one request to the Socket.IO path.
@@ -150,9 +153,9 @@ impl Edge {
             .unwrap_or_else(|| Arc::new(Connection::new(bearer(request.headers()), false)));
         let upgrade = hyper::upgrade::on(&mut request);
         let minimal = minimal(&request.into_parts().0, &connection, ());
-        let Self { mut engine, connections, .. } = self;
+        let Self { mut engine, connections, tasks, .. } = self;
         // Ends with the upgrade: the engine runs the connection in tasks of its own.
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let Ok(upgraded) = upgrade.await else { return };
             let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
             let stream =

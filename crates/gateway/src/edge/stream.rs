@@ -178,7 +178,7 @@ mod tests {
             paused: std::time::Duration::from_secs(1),
             silent: std::time::Duration::from_secs(1),
         };
-        let (connections, _) = Connections::new(limits, Arc::default());
+        let connections = Connections::new(limits, Arc::default());
         let connection = Arc::new(Connection::new(None, false));
         (Stream::new(ours, Bytes::new(), connection.clone(), connections), theirs, connection)
     }
@@ -224,7 +224,7 @@ mod tests {
             paused: std::time::Duration::ZERO,
             silent: std::time::Duration::ZERO,
         };
-        let (connections, _) = Connections::new(limits, Arc::default());
+        let connections = Connections::new(limits, Arc::default());
         connections.kill(&connection, Closing::SlowConsumer);
         let error = write.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
