@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     auth::Authenticator,
     config::{self, Config},
-    connection::{Connections, Limits},
+    connection::{Connections, Limits, OUTBOUND_SLOTS},
     edge::{Edge, accept},
     fanout::Fanout,
     gateway::Gateway,
@@ -32,8 +32,6 @@ use crate::{
     socketio::{self, Adapter, NodeHub},
 };
 
-/// Slots of a connection's outbound queue. Never the limit: `limits.unsent_bytes` is.
-const OUTBOUND_SLOTS: usize = 1 << 20;
 /// The read buffer of a WebSocket; larger messages grow it while they are read.
 const READ_BUFFER: usize = 1_024;
 /// A client that has not finished CONNECT by then is closed.

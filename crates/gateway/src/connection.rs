@@ -19,6 +19,16 @@ use tokio::sync::Notify;
 
 use crate::{inbox::Inbox, metrics::Metrics};
 
+/// Slots of a connection's outbound queue in the engine. Never the limit, because what does not
+/// fit would be dropped silently: bytes and messages that wait are counted here.
+pub const OUTBOUND_SLOTS: usize = 1 << 16;
+/// Messages waiting for a client; the rest of the slots is for what the engine itself answers.
+const MAX_BACKLOG: usize = OUTBOUND_SLOTS / 2;
+/// Bytes that may always be on their way.
+const NEXT_TO_NOTHING: u64 = 4_096;
+/// A client that posts has asked for what waits within this; a real one always has a poll open.
+const ABANDONED: Duration = Duration::from_secs(30);
+
 /// Milliseconds since the first use in this process; 0 stands for "not".
 fn now_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
@@ -67,7 +77,7 @@ pub struct Connection {
     /// `WebSockets` under it: one, or two while a second one is being turned away.
     streams: AtomicUsize,
     is_killed: AtomicBool,
-    /// When the client last polled or posted.
+    /// When the client last asked for what waits, on polling.
     polled_at: AtomicU64,
     /// When reading was paused, and since when nothing that waits has been taken.
     paused_since: AtomicU64,
@@ -75,6 +85,8 @@ pub struct Connection {
     /// Bytes handed to the engine, and bytes that left it.
     queued: AtomicU64,
     written: AtomicU64,
+    /// Messages queued since next to nothing waited.
+    backlog: AtomicUsize,
     pending_renames: AtomicUsize,
     renames: Mutex<Vec<Rename>>,
 }
@@ -100,9 +112,15 @@ impl Connection {
         self.began_by_polling && self.streams.load(Ordering::Acquire) == 0
     }
 
-    /// The client has polled or posted.
+    /// The client has asked for what waits.
     pub fn polled(&self) {
         self.polled_at.store(now_ms(), Ordering::Relaxed);
+    }
+
+    /// Whether it sends without ever asking for answers, on polling.
+    pub fn is_abandoned(&self) -> bool {
+        let silent = now_ms().saturating_sub(self.polled_at.load(Ordering::Relaxed));
+        u128::from(silent) > ABANDONED.as_millis()
     }
 
     /// A WebSocket carries it from now on.
@@ -156,7 +174,27 @@ impl Connection {
     /// Bytes have left for the client.
     pub fn count_written(&self, bytes: usize) {
         self.written.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.stalled_since.store(0, Ordering::Relaxed);
+        if self.is_stalled() {
+            self.stalled_since.store(0, Ordering::Relaxed);
+            self.reader.wake();
+        }
+    }
+
+    /// Whether the client takes nothing: then it is not listened to either, or its requests would
+    /// pile up answers.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled_since.load(Ordering::Relaxed) != 0
+    }
+
+    /// Counts a message in; says how many wait at most, and how many bytes.
+    fn count_queued(&self, bytes: usize) -> (usize, u64) {
+        let before = self.unsent();
+        self.queued.fetch_add(bytes as u64, Ordering::Relaxed);
+        if before < NEXT_TO_NOTHING {
+            self.backlog.store(1, Ordering::Relaxed);
+            return (1, self.unsent());
+        }
+        (self.backlog.fetch_add(1, Ordering::Relaxed) + 1, self.unsent())
     }
 
     /// The client takes nothing just now.
@@ -310,8 +348,8 @@ impl Tap for Connections {
 
     fn queued(&self, sid: Sid, bytes: usize) {
         let Some(connection) = self.get(sid) else { return };
-        connection.queued.fetch_add(bytes as u64, Ordering::Relaxed);
-        if connection.unsent() > self.limits.unsent_bytes {
+        let (messages, waiting) = connection.count_queued(bytes);
+        if waiting > self.limits.unsent_bytes || messages > MAX_BACKLOG {
             self.kill(&connection, Closing::SlowConsumer);
         }
     }

@@ -14,7 +14,7 @@ use socketioxide::socket::Sid;
 use tower::Service as _;
 
 use super::{Edge, EngineError, bearer, bytes_of, minimal};
-use crate::connection::Connection;
+use crate::connection::{Closing, Connection};
 
 /// Between the packets of one body.
 const SEPARATOR: u8 = 0x1e;
@@ -28,9 +28,6 @@ impl Edge {
         connection: Option<Arc<Connection>>,
     ) -> Result<Response<Body>, EngineError> {
         let (head, body) = request.into_parts();
-        if let Some(connection) = &connection {
-            connection.polled();
-        }
         match (&head.method, connection) {
             (&Method::GET, None) => self.open(&head).await,
             (&Method::GET, Some(connection)) => self.poll(&head, &connection).await,
@@ -52,6 +49,7 @@ impl Edge {
         head: &Parts,
         connection: &Arc<Connection>,
     ) -> Result<Response<Body>, EngineError> {
+        connection.polled();
         let (status, body) = self.ask(minimal(head, connection, Full::default())).await?;
         if connection.is_killed() {
             return Err(EngineError::UnknownSession);
@@ -67,6 +65,10 @@ impl Edge {
         body: Body,
         connection: &Arc<Connection>,
     ) -> Result<Response<Body>, EngineError> {
+        if connection.is_abandoned() {
+            self.connections.kill(connection, Closing::SlowConsumer);
+            return Err(EngineError::UnknownSession);
+        }
         let Ok(body) = axum::body::to_bytes(body, self.max_payload).await else {
             return Ok(StatusCode::PAYLOAD_TOO_LARGE.into_response());
         };

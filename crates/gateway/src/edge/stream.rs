@@ -60,7 +60,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
         if self.connection.is_killed() {
             return Poll::Ready(Err(killed()));
         }
-        if self.connection.is_paused() {
+        if self.connection.is_paused() || self.connection.is_stalled() {
             return Poll::Pending;
         }
         if !self.head.is_empty() {
