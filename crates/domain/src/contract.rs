@@ -44,8 +44,8 @@ pub enum Address {
     User(UserId),
     /// Every socket that joined the room.
     Room(RoomId),
-    /// Every socket in the room except those of the caller's user.
-    Others(RoomId),
+    /// Every socket in the room except those of the user it is about.
+    Others(RoomId, UserId),
     /// Every socket of a user and every socket in any of the rooms, each once.
     Around(UserId, Vec<RoomId>),
 }
@@ -76,8 +76,8 @@ addresses! {
     ToUser(user: UserId) = "all sockets of one user" => Address::User(user);
     /// The whole room, the sender included.
     ToRoom(room: RoomId) = "the room" => Address::Room(room);
-    /// The room without the caller's own sockets.
-    ToOthers(room: RoomId) = "the others in the room" => Address::Others(room);
+    /// The room without the sockets of the user it is about.
+    ToOthers(room: RoomId, user: UserId) = "the others in the room" => Address::Others(room, user);
 }
 
 /// Server to client. `To` is the only kind of address it can be sent to.

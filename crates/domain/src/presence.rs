@@ -59,7 +59,7 @@ pub enum ToAcquainted {
     /// Somebody who has just joined a room, about one who is there.
     Newcomer,
     /// A room, about somebody who has just joined it.
-    Room(RoomId),
+    Room(RoomId, UserId),
     /// Everybody who shares a room with the user, and the user's own sockets.
     Around(UserId, Vec<RoomId>),
 }
@@ -67,7 +67,7 @@ impl From<ToAcquainted> for Address {
     fn from(to: ToAcquainted) -> Self {
         match to {
             ToAcquainted::Newcomer => Self::Caller,
-            ToAcquainted::Room(room) => Self::Others(room),
+            ToAcquainted::Room(room, user) => Self::Others(room, user),
             ToAcquainted::Around(user, rooms) => Self::Around(user, rooms),
         }
     }

@@ -298,7 +298,9 @@ impl Connections {
             return;
         }
         self.metrics.closed(why);
-        tracing::info!(reason = why.as_str(), "closing a connection");
+        if why != Closing::Draining {
+            tracing::info!(reason = why.as_str(), "closing a connection");
+        }
         connection.reader.wake();
         connection.writer.wake();
         connection.resumed.notify_waiters();

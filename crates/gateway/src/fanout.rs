@@ -267,22 +267,22 @@ impl Fanout {
     }
 
     fn send(&self, tenant: &TenantId, seat: Option<&Seat>, emit: &Emit) {
-        let rooms = match &emit.to {
+        let (rooms, except) = match &emit.to {
             Address::Caller => {
                 if let Some(seat) = seat {
                     self.hub.send(seat.path, seat.sid, &event(emit));
                 }
                 return;
             }
-            Address::User(user) => vec![user_room(tenant, user)],
-            Address::Room(room) | Address::Others(room) => vec![chat_room(tenant, room)],
-            Address::Around(user, rooms) => std::iter::once(user_room(tenant, user))
-                .chain(rooms.iter().map(|room| chat_room(tenant, room)))
-                .collect(),
-        };
-        let except = match (&emit.to, seat) {
-            (Address::Others(_), Some(seat)) => vec![user_room(tenant, &seat.caller.user)],
-            _ => Vec::new(),
+            Address::User(user) => (vec![user_room(tenant, user)], Vec::new()),
+            Address::Room(room) => (vec![chat_room(tenant, room)], Vec::new()),
+            Address::Others(room, user) => {
+                (vec![chat_room(tenant, room)], vec![user_room(tenant, user)])
+            }
+            Address::Around(user, rooms) => {
+                let rooms = rooms.iter().map(|room| chat_room(tenant, room));
+                (std::iter::once(user_room(tenant, user)).chain(rooms).collect(), Vec::new())
+            }
         };
         let paths = emit.row.paths;
         self.hub.broadcast(&Broadcast { event: event(emit), paths, rooms, except });

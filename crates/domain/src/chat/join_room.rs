@@ -89,7 +89,7 @@ fn tell_presence(cx: &mut Cx<'_>, room: &RoomId, is_new: bool) -> Result<(), Ref
             user_id: caller.user.clone(),
             user_name: caller.name.clone(),
         };
-        cx.send(ToOthers(room.clone()), &event)?;
+        cx.send(ToOthers(room.clone(), caller.user.clone()), &event)?;
     }
     for (user_id, user_name) in app.presence.online_members(&caller.tenant, room) {
         if user_id != caller.user {
@@ -99,7 +99,7 @@ fn tell_presence(cx: &mut Cx<'_>, room: &RoomId, is_new: bool) -> Result<(), Ref
     }
     if is_new {
         let event = UserStatusChange::new(&caller.user, &caller.name, Status::Online);
-        cx.send(ToAcquainted::Room(room.clone()), &event)?;
+        cx.send(ToAcquainted::Room(room.clone(), caller.user.clone()), &event)?;
     }
     Ok(())
 }

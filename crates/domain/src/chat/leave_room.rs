@@ -52,7 +52,7 @@ impl Handle for LeaveRoom {
                     user_id: caller.user.clone(),
                     user_name: caller.name.clone(),
                 };
-                cx.send(ToOthers(room_id.clone()), &event)?;
+                cx.send(ToOthers(room_id.clone(), caller.user.clone()), &event)?;
             }
         }
         cx.send(ToCaller(), &RoomLeft { room_id: room_id.clone() })?;

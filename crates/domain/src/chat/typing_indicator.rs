@@ -87,7 +87,7 @@ impl Handle for TypingIndicator {
                 user_name: caller.name.clone(),
                 is_typing: self.is_typing,
             };
-            cx.send(ToOthers(self.room_id), &event)?;
+            cx.send(ToOthers(self.room_id, caller.user.clone()), &event)?;
         }
         Ok(Noted {})
     }
@@ -107,11 +107,11 @@ impl Typist {
     pub fn effect(self) -> Result<Effect, Refusal> {
         let event = Typing {
             room_id: self.room.clone(),
-            user_id: self.user,
+            user_id: self.user.clone(),
             user_name: self.name,
             is_typing: false,
         };
-        Ok(Effect::Emit(Emit::new(ToOthers(self.room), &event)?))
+        Ok(Effect::Emit(Emit::new(ToOthers(self.room, self.user), &event)?))
     }
 }
 
