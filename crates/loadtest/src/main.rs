@@ -1,1 +1,151 @@
-fn main() {}
+//! Load for a Carillon server: chat fan-out, counted and timed at the receiving end.
+
+mod client;
+mod member;
+mod process;
+mod report;
+mod run;
+mod scenario;
+mod tally;
+
+use std::{fs::File, io::BufWriter, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use tokio::runtime::Builder;
+use url::Url;
+
+use crate::{
+    client::Target,
+    member::Pace,
+    process::Process,
+    report::{Report, Settings},
+    scenario::Scenario,
+};
+
+/// Fills chat rooms, lets some members write, and reports what arrives, how fast and whether
+/// exactly once. Raise the server's limits for it: `limits.rates.message` and `limits.rates.room`.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// The server, as a frontend names it.
+    #[arg(long, default_value = "http://127.0.0.1:3001")]
+    url: Url,
+    /// The HS256 secret that the server verifies tokens with.
+    #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
+    secret: String,
+    /// Rooms.
+    #[arg(long, default_value_t = 1)]
+    rooms: usize,
+    /// Members of each room, all connected.
+    #[arg(long, default_value_t = 100)]
+    members: usize,
+    /// Members of each room who write.
+    #[arg(long, default_value_t = 1)]
+    publishers: usize,
+    /// Unanswered messages per publisher: the next is sent when one is answered.
+    #[arg(long, default_value_t = 1, conflicts_with = "rate")]
+    in_flight: usize,
+    /// Messages a second by all publishers together, whatever the server does. Latencies count
+    /// from the instant a message was to be sent.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// How long is measured.
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// How long before that is not.
+    #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
+    warmup: Duration,
+    /// Threads of the generator. Give it a core of its own rather than more threads.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Reads CPU time and memory of this process.
+    #[arg(long, value_name = "PID")]
+    server_pid: Option<u32>,
+    /// Writes the report there, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Cli {
+    fn pace(&self) -> anyhow::Result<Pace> {
+        let Some(rate) = self.rate else {
+            ensure!(self.in_flight > 0, "--in-flight 0 would send nothing");
+            return Ok(Pace::InFlight(self.in_flight));
+        };
+        ensure!(rate.is_finite() && rate > 0.0, "--rate is a number of messages a second");
+        Ok(Pace::PerSecond(rate))
+    }
+
+    fn scenario(&self) -> anyhow::Result<Scenario> {
+        ensure!(!self.duration.is_zero(), "--duration 0 would measure nothing");
+        Ok(Scenario {
+            target: Target::new(&self.url)?,
+            secret: self.secret.clone(),
+            settings: Settings {
+                rooms: self.rooms,
+                members: self.members,
+                publishers: self.publishers,
+                pace: self.pace()?,
+                warmup_seconds: self.warmup.as_secs_f64(),
+                measured_seconds: self.duration.as_secs_f64(),
+                threads: self.threads.max(1),
+            },
+            server: self.server_pid.map(Process::of_id),
+        })
+    }
+
+    fn run(&self) -> anyhow::Result<Report> {
+        let scenario = self.scenario()?;
+        // One thread is the current one: no hand-over between threads is measured.
+        let runtime = match scenario.settings.threads {
+            1 => Builder::new_current_thread().enable_all().build()?,
+            threads => Builder::new_multi_thread().worker_threads(threads).enable_all().build()?,
+        };
+        runtime.block_on(scenario.run())
+    }
+
+    fn write(&self, report: &Report) -> anyhow::Result<()> {
+        let Some(path) = &self.json else { return Ok(()) };
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(serde_json::to_writer_pretty(BufWriter::new(file), report)?)
+    }
+}
+
+/// Fails when a delivery is missing, comes twice or out of order, and when anything was refused.
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let report = cli.run()?;
+    print!("\n{report}");
+    cli.write(&report)?;
+    Ok(if report.balance.is_exact() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn cli(arguments: &[&str]) -> Cli {
+        let arguments = ["carillon-loadtest", "--secret", "x"].iter().chain(arguments);
+        Cli::try_parse_from(arguments).unwrap()
+    }
+
+    #[test]
+    fn the_options_are_sound() {
+        Cli::command().debug_assert();
+        let scenario = cli(&["--rooms", "100", "--members", "10"]).scenario().unwrap();
+        assert_eq!((scenario.settings.rooms, scenario.settings.members), (100, 10));
+    }
+
+    #[test]
+    fn a_rate_makes_an_open_loop_and_nonsense_is_refused() {
+        assert!(matches!(cli(&["--rate", "50"]).pace().unwrap(), Pace::PerSecond(50.0)));
+        assert!(matches!(cli(&["--in-flight", "4"]).pace().unwrap(), Pace::InFlight(4)));
+        for nonsense in [["--rate", "0"], ["--rate", "NaN"], ["--in-flight", "0"]] {
+            assert!(cli(&nonsense).pace().is_err(), "{nonsense:?}");
+        }
+    }
+}

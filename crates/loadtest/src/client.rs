@@ -1,0 +1,207 @@
+//! Engine.IO 4 and Socket.IO 5 over one WebSocket, as far as a load test speaks them. Frames are
+//! told apart by their first bytes and never decoded: a generator that parses JSON measures
+//! itself.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use carillon_domain::contract::Command;
+use futures_util::{Sink as _, Stream as _};
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    WebSocketStream, client_async_with_config,
+    tungstenite::{Message, Utf8Bytes, protocol::WebSocketConfig},
+};
+use url::Url;
+
+/// Some sixty messages a read; the default of 128 KiB would be 600 MB for 5,000 members.
+const READ_BUFFER: usize = 16 * 1024;
+
+/// A text frame, told apart by its first bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// The engine's handshake.
+    Open,
+    Ping,
+    /// The namespace took us in.
+    Connected,
+    /// The namespace did not; its reason as JSON.
+    Denied(&'a str),
+    /// The server has ended the Socket.IO session.
+    Disconnected,
+    /// `receive-message`, the only event that is counted one by one.
+    Delivery(&'a str),
+    /// The answer to the command of that number; its arguments as JSON.
+    Reply(u64, &'a str),
+    /// The event `error`: a refusal of a command that asked for no answer.
+    Refusal(&'a str),
+    Other,
+}
+
+impl<'a> Frame<'a> {
+    pub fn parse(text: &'a str) -> Self {
+        if text.starts_with("42[\"receive-message\"") {
+            return Self::Delivery(text);
+        }
+        let rest = |prefix| text.strip_prefix(prefix);
+        if let Some(rest) = rest("43") {
+            let end = rest.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+            let (id, arguments) = rest.split_at(end);
+            return id.parse().map_or(Self::Other, |id| Self::Reply(id, arguments));
+        }
+        match text {
+            "2" => Self::Ping,
+            _ if text.starts_with("42[\"error\"") => Self::Refusal(text),
+            _ if text.starts_with("40") => Self::Connected,
+            _ if text.starts_with("41") => Self::Disconnected,
+            _ if text.starts_with('0') => Self::Open,
+            _ => rest("44").map_or(Self::Other, Self::Denied),
+        }
+    }
+}
+
+/// Whether the arguments of a reply are `[{"ok":true,…}]`.
+pub fn is_ok(arguments: &str) -> bool {
+    arguments.starts_with("[{\"ok\":true")
+}
+
+/// `http://host:port` as the address to connect to and the URL of the WebSocket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    address: String,
+    websocket: String,
+}
+
+impl Target {
+    pub fn new(url: &Url) -> anyhow::Result<Self> {
+        ensure!(
+            matches!(url.scheme(), "http" | "ws"),
+            "only http and ws URLs: TLS would be measured with the server"
+        );
+        let host = url.host_str().context("the URL has no host")?;
+        let address = format!("{host}:{}", url.port_or_known_default().unwrap_or(80));
+        let websocket = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
+        Ok(Self { address, websocket })
+    }
+}
+
+/// A connected socket in the namespace `/`.
+pub struct Client {
+    socket: WebSocketStream<TcpStream>,
+    last_id: u64,
+    has_unsent: bool,
+}
+
+impl Client {
+    pub async fn connect(target: &Target, token: &str) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(&target.address).await.context("cannot connect")?;
+        stream.set_nodelay(true)?;
+        // 0: frames go to the kernel when they are sent, not when a buffer is full.
+        let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER).write_buffer_size(0);
+        let (socket, _) = client_async_with_config(&target.websocket, stream, Some(config)).await?;
+        let mut client = Self { socket, last_id: 0, has_unsent: false };
+
+        let open = client.next().await?;
+        ensure!(Frame::parse(&open) == Frame::Open, "not an Engine.IO handshake: {open}");
+        client.send(format!("40{}", serde_json::json!({ "token": token })))?;
+        loop {
+            let frame = client.next().await?;
+            match Frame::parse(&frame) {
+                Frame::Connected => return Ok(client),
+                Frame::Denied(reason) => bail!("the server refused to connect: {reason}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends a command that is to be acknowledged; its number comes back with the reply.
+    pub fn ask<C: Command>(&mut self, command: &C) -> anyhow::Result<u64> {
+        self.last_id += 1;
+        let payload = serde_json::to_string(command)?;
+        self.send(format!("42{}[\"{}\",{payload}]", self.last_id, C::NAME))?;
+        Ok(self.last_id)
+    }
+
+    /// Queues a frame; whatever the kernel does not take at once goes out while `next` waits, so
+    /// a server that does not read cannot keep us from reading.
+    fn send(&mut self, text: String) -> anyhow::Result<()> {
+        self.has_unsent = true;
+        Ok(Pin::new(&mut self.socket).start_send(Message::text(text))?)
+    }
+
+    /// The next text frame that is no ping. Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> anyhow::Result<Utf8Bytes> {
+        loop {
+            match poll_fn(|cx| self.poll(cx)).await? {
+                Message::Text(text) if Frame::parse(&text) == Frame::Ping => {
+                    self.send("3".into())?;
+                }
+                Message::Text(text) => return Ok(text),
+                Message::Close(frame) => {
+                    let reason = frame.map(|frame| frame.to_string()).unwrap_or_default();
+                    bail!("the server closed the connection {reason}");
+                }
+                Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<anyhow::Result<Message>> {
+        if self.has_unsent
+            && let Poll::Ready(sent) = Pin::new(&mut self.socket).poll_flush(cx)
+        {
+            sent?;
+            self.has_unsent = false;
+        }
+        Pin::new(&mut self.socket).poll_next(cx).map(|message| match message {
+            Some(message) => Ok(message?),
+            None => bail!("the connection ended"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_told_apart_by_their_first_bytes() {
+        let message = r#"42["receive-message",{"id":"m1"}]"#;
+        for (text, frame) in [
+            (r#"0{"sid":"x","upgrades":[]}"#, Frame::Open),
+            ("2", Frame::Ping),
+            (r#"40{"sid":"y"}"#, Frame::Connected),
+            (r#"44{"message":"no"}"#, Frame::Denied(r#"{"message":"no"}"#)),
+            ("41", Frame::Disconnected),
+            (message, Frame::Delivery(message)),
+            (r#"4317[{"ok":true}]"#, Frame::Reply(17, r#"[{"ok":true}]"#)),
+            (r#"42["error",{}]"#, Frame::Refusal(r#"42["error",{}]"#)),
+            (r#"42["room-joined",{}]"#, Frame::Other),
+            ("43[]", Frame::Other),
+            ("", Frame::Other),
+        ] {
+            assert_eq!(Frame::parse(text), frame, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_an_ok_reply_is_ok() {
+        assert!(is_ok(r#"[{"ok":true,"id":"m1"}]"#));
+        assert!(!is_ok(r#"[{"ok":false,"code":"INVALID"}]"#));
+        assert!(!is_ok("[]"));
+    }
+
+    #[test]
+    fn the_url_of_the_frontend_is_enough() {
+        let target = |url: &str| Target::new(&Url::parse(url).unwrap());
+        let found = target("http://127.0.0.1:3001").unwrap();
+        assert_eq!(found.address, "127.0.0.1:3001");
+        assert_eq!(found.websocket, "ws://127.0.0.1:3001/socket.io/?EIO=4&transport=websocket");
+        assert_eq!(target("ws://campus.example/api").unwrap().address, "campus.example:80");
+        assert!(target("https://campus.example").is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! CPU time and memory of a process, from `/proc`.
+
+use std::{fs, time::Duration};
+
+use anyhow::Context as _;
+
+/// The kernel counts CPU time for user space in hundredths of a second on every Linux.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A process, named as in `/proc`: a number, or `self`.
+#[derive(Clone, Debug)]
+pub struct Process(String);
+
+impl Process {
+    pub fn of_id(id: u32) -> Self {
+        Self(id.to_string())
+    }
+
+    pub fn this() -> Self {
+        Self("self".into())
+    }
+
+    /// CPU time used so far, by all threads, in user space and in the kernel.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        cpu(&self.read("stat")?).with_context(|| format!("/proc/{}/stat", self.0))
+    }
+
+    /// Resident bytes now, and at most so far.
+    pub fn memory(&self) -> anyhow::Result<Memory> {
+        memory(&self.read("status")?).with_context(|| format!("/proc/{}/status", self.0))
+    }
+
+    fn read(&self, name: &str) -> anyhow::Result<String> {
+        let path = format!("/proc/{}/{name}", self.0);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    pub resident_bytes: u64,
+    pub peak_bytes: u64,
+}
+
+/// Fields 14 and 15; the second field is a name in brackets that may contain anything.
+fn cpu(stat: &str) -> Option<Duration> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace().skip(11);
+    let user: u32 = fields.next()?.parse().ok()?;
+    let system: u32 = fields.next()?.parse().ok()?;
+    Some(TICK * (user + system))
+}
+
+fn memory(status: &str) -> Option<Memory> {
+    let bytes = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kilobytes * 1024)
+    };
+    Some(Memory { resident_bytes: bytes("VmRSS:")?, peak_bytes: bytes("VmHWM:")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_and_spaces_does_not_shift_the_fields() {
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 500 0 0 0 150 50 0 0 20 0 3 0 99 1000 20";
+        assert_eq!(cpu(stat), Some(Duration::from_secs(2)));
+        assert_eq!(cpu("7 (short) S 1"), None);
+    }
+
+    #[test]
+    fn memory_is_in_bytes() {
+        let status = "Name:\tcarillon\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        let found = memory(status);
+        assert_eq!(found, Some(Memory { resident_bytes: 1_048_576, peak_bytes: 2_097_152 }));
+    }
+
+    #[test]
+    fn this_process_can_be_read() {
+        let this = Process::this();
+        assert!(this.cpu().is_ok());
+        assert!(this.memory().unwrap().resident_bytes > 0);
+    }
+}

@@ -1,0 +1,315 @@
+//! Chat fan-out: rooms full of members, some of whom write; everybody hears everything once.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use carillon_domain::{RoomId, identity::Role};
+use futures_util::{StreamExt as _, stream};
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde::Serialize;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, sleep_until},
+};
+
+use crate::{
+    client::{Client, Target},
+    member::{Member, Outcome, Pace, Publisher},
+    process::Process,
+    report::{Balance, Latency, Report, Server, Settings},
+    run::{Run, Schedule, Span, per},
+    tally::Accepted,
+};
+
+/// Handshakes under way at a time: a school arriving, not an attack.
+const ARRIVING: usize = 64;
+/// All is quiet when nothing came for this long.
+const QUIET: Duration = Duration::from_millis(300);
+/// The longest wait for quiet, and for answers and deliveries that do not come.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long duplicates are waited for: a server may repair from its outbox once a second.
+const LINGER: Duration = Duration::from_millis(1_500);
+/// Valid for longer than any run.
+const TOKEN_SECONDS: i64 = 24 * 3_600;
+
+/// What is done to the server.
+pub struct Scenario {
+    pub target: Target,
+    /// HS256.
+    pub secret: String,
+    pub settings: Settings,
+    pub server: Option<Process>,
+}
+
+/// What every task of a run waits for.
+struct Signals {
+    start: watch::Sender<()>,
+    stop: watch::Sender<()>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Claims<'a> {
+    user_id: &'a str,
+    name: &'a str,
+    role: Role,
+    iat: i64,
+    exp: i64,
+}
+
+impl Scenario {
+    /// Connects everybody, lets them talk, and counts.
+    pub async fn run(&self) -> anyhow::Result<Report> {
+        let settings = &self.settings;
+        ensure!(
+            settings.rooms > 0 && (1..=settings.members).contains(&settings.publishers),
+            "a room has at least one publisher, and its publishers are members"
+        );
+        if let Some(server) = &self.server {
+            server.cpu().context("--server-pid")?;
+        }
+        let run = Arc::new(Run::new()?);
+        let signals = Signals { start: watch::Sender::new(()), stop: watch::Sender::new(()) };
+        let mut tasks = self.gather(&run, &signals).await?;
+        quiet(&run).await;
+
+        let start = Instant::now();
+        let measured = start + Duration::from_secs_f64(settings.warmup_seconds);
+        let end = measured + Duration::from_secs_f64(settings.measured_seconds);
+        ensure!(run.schedule.set(Schedule { start, measured, end }).is_ok(), "started twice");
+        signals.start.send_replace(());
+        self.watch(&run, measured, "  (warming up)").await?;
+        let before = run.count(self.server.as_ref())?;
+        self.watch(&run, end, "").await?;
+        let span = run.count(self.server.as_ref())?.since(&before);
+        let memory = self.server.as_ref().and_then(|server| server.memory().ok());
+
+        self.settle(&run).await;
+        signals.stop.send_replace(());
+        let mut outcomes = Vec::with_capacity(tasks.len());
+        while let Some(outcome) = tasks.join_next().await {
+            outcomes.push(outcome?);
+        }
+
+        let latencies = run.latencies();
+        Ok(Report {
+            settings: settings.clone(),
+            acknowledged_per_second: per(span.acknowledged, span.seconds),
+            deliveries_per_second: per(span.delivered, span.seconds),
+            deliveries_per_cpu_second: span.server_cpu_seconds.map(|cpu| per(span.delivered, cpu)),
+            reply: Latency::of(&latencies.reply),
+            delivery: Latency::of(&latencies.delivery),
+            sending: matches!(settings.pace, Pace::PerSecond(_))
+                .then(|| Latency::of(&latencies.sending)),
+            server: memory.zip(span.server_cpu_seconds).map(|(memory, cpu)| Server {
+                busy_share: cpu / span.seconds,
+                resident_bytes: memory.resident_bytes,
+                peak_bytes: memory.peak_bytes,
+            }),
+            generator_busy_share: self.busy_share(&span),
+            other_frames: span.other,
+            balance: balance(outcomes, run.delivered.get()),
+        })
+    }
+
+    /// Everybody connected and in their room, each a task.
+    async fn gather(
+        &self,
+        run: &Arc<Run>,
+        signals: &Signals,
+    ) -> anyhow::Result<JoinSet<(usize, Outcome)>> {
+        let began = Instant::now();
+        // New rooms and users every time: what earlier runs left behind changes nothing.
+        let name = format!("load-{:x}", jiff::Timestamp::now().as_millisecond());
+        let name = name.as_str();
+        let rooms = self.settings.rooms;
+        let total = rooms * self.settings.members;
+        // Round the rooms, so that they fill together.
+        let mut entering = stream::iter((0..total).map(|place| (place % rooms, place / rooms)))
+            .map(|(room, seat)| async move {
+                self.enter(run, name, room, seat).await.map(|member| (room, member))
+            })
+            .buffer_unordered(ARRIVING);
+
+        let mut tasks = JoinSet::new();
+        let mut told = began;
+        while let Some(entered) = entering.next().await {
+            let (room, member) =
+                entered.with_context(|| format!("after {} of {total} members", tasks.len()))?;
+            let life = member.live(signals.start.subscribe(), signals.stop.subscribe());
+            tasks.spawn(async move { (room, life.await) });
+            if told.elapsed() >= Duration::from_secs(1) {
+                told = Instant::now();
+                println!("{:>7} of {total} members in their rooms", tasks.len());
+            }
+        }
+        println!("{total:>7} members in their rooms after {:.1} s", began.elapsed().as_secs_f64());
+        Ok(tasks)
+    }
+
+    async fn enter(
+        &self,
+        run: &Arc<Run>,
+        name: &str,
+        room: usize,
+        seat: usize,
+    ) -> anyhow::Result<Member> {
+        let Settings { rooms, publishers, pace, .. } = self.settings;
+        let token = self.token(&format!("{name}-{room}-{seat}"))?;
+        let room_id = RoomId::new(format!("{name}-{room}"))?;
+        let publisher = (seat < publishers).then(|| {
+            let (turn, of) = (seat * rooms + room, publishers * rooms);
+            Publisher::new(room_id.clone(), seat, turn as u64, of as u64, pace)
+        });
+        let client = Client::connect(&self.target, &token).await?;
+        Member::enter(client, run.clone(), room_id, publishers, publisher).await
+    }
+
+    fn token(&self, user: &str) -> anyhow::Result<String> {
+        let iat = jiff::Timestamp::now().as_second();
+        let exp = iat + TOKEN_SECONDS;
+        let claims = Claims { user_id: user, name: user, role: Role::Student, iat, exp };
+        let key = EncodingKey::from_secret(self.secret.as_bytes());
+        Ok(encode(&Header::default(), &claims, &key)?)
+    }
+
+    /// A line a second until then.
+    async fn watch(&self, run: &Run, until: Instant, remark: &str) -> anyhow::Result<()> {
+        let server = self.server.as_ref();
+        let mut before = run.count(server)?;
+        let mut next = Instant::now();
+        loop {
+            next = until.min(next + Duration::from_secs(1));
+            sleep_until(next.into()).await;
+            let now = run.count(server)?;
+            let span = now.since(&before);
+            if span.seconds > 0.1 {
+                println!("{}{remark}", self.progress(&span));
+            }
+            before = now;
+            if next >= until {
+                return Ok(());
+            }
+        }
+    }
+
+    fn progress(&self, span: &Span) -> String {
+        let server = span.server_cpu_seconds.map(|cpu| 100.0 * cpu / span.seconds);
+        format!(
+            "{:>7.0} acknowledged/s {:>9.0} delivered/s   server {} %   generator {:.0} %",
+            per(span.acknowledged, span.seconds),
+            per(span.delivered, span.seconds),
+            server.map_or_else(|| "?".into(), |percent| format!("{percent:.0}")),
+            100.0 * self.busy_share(span),
+        )
+    }
+
+    fn busy_share(&self, span: &Span) -> f64 {
+        span.own_cpu_seconds / per(self.settings.threads as u64, 1.0) / span.seconds
+    }
+
+    /// Waits until all is answered and delivered, or nothing moves any more.
+    async fn settle(&self, run: &Run) {
+        let members = self.settings.members as u64;
+        let mut last = (0, 0);
+        let mut moved = Instant::now();
+        while moved.elapsed() < PATIENCE {
+            let acknowledged = run.acknowledged.get();
+            let answered = acknowledged + run.refused.get();
+            let delivered = run.delivered.get();
+            if answered == run.sent.get() && delivered >= acknowledged * members {
+                return sleep(LINGER).await;
+            }
+            if (answered, delivered) != last {
+                last = (answered, delivered);
+                moved = Instant::now();
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Waits until those who came in last are known to everybody.
+async fn quiet(run: &Run) {
+    let began = Instant::now();
+    let mut heard = run.other.get();
+    while began.elapsed() < PATIENCE {
+        sleep(QUIET).await;
+        let now = run.other.get();
+        if now == heard {
+            return;
+        }
+        heard = now;
+    }
+}
+
+/// Holds what every member heard against what the publishers of its room know to be accepted.
+fn balance(outcomes: Vec<(usize, Outcome)>, delivered: u64) -> Balance {
+    let mut balance = Balance { delivered, ..Balance::default() };
+    let mut accepted: BTreeMap<(usize, usize), Accepted> = BTreeMap::new();
+    let mut members = Vec::with_capacity(outcomes.len());
+    for (room, outcome) in outcomes {
+        if let Some((index, of)) = outcome.accepted {
+            accepted.insert((room, index), of);
+        }
+        for (code, count) in outcome.refusals {
+            *balance.refused.entry(code).or_default() += count;
+        }
+        if let Some(reason) = outcome.lost {
+            *balance.lost.entry(reason).or_default() += 1;
+        }
+        members.push((room, outcome.heard));
+    }
+    balance.acknowledged = accepted.values().map(Accepted::count).sum();
+    for (room, heard) in members {
+        for (index, tally) in heard.iter().enumerate() {
+            if let Some(accepted) = accepted.get(&(room, index)) {
+                balance.expected += accepted.count();
+                balance.account += tally.account(accepted);
+            }
+        }
+    }
+    balance
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tally::{Account, Tally};
+
+    fn outcome(heard: &[u64], accepted: Option<Accepted>, lost: Option<&str>) -> Outcome {
+        let mut tally = Tally::default();
+        for number in heard {
+            tally.hear(*number);
+        }
+        Outcome {
+            heard: vec![tally],
+            accepted: accepted.map(|accepted| (0, accepted)),
+            refusals: BTreeMap::new(),
+            lost: lost.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn members_are_held_against_the_publishers_of_their_own_room() {
+        let sent = |sent| Some(Accepted { sent, ..Accepted::default() });
+        let balance = balance(
+            vec![
+                (0, outcome(&[0, 1], None, None)),
+                (1, outcome(&[0], sent(1), None)),
+                (0, outcome(&[0, 0], sent(2), None)),
+                (1, outcome(&[], None, Some("reset"))),
+            ],
+            5,
+        );
+        assert_eq!((balance.acknowledged, balance.expected, balance.delivered), (3, 6, 5));
+        assert_eq!(balance.account, Account { missing: 2, duplicated: 1, out_of_order: 0 });
+        assert_eq!(balance.lost["reset"], 1);
+        assert!(!balance.is_exact());
+    }
+}
