@@ -14,7 +14,7 @@ use std::{
 };
 
 use carillon_domain::{
-    Done, Refusal, Timestamp,
+    Code, Done, Refusal, Timestamp,
     contract::{Policy, Route, Telling, find_command},
     dispatch::dispatch,
 };
@@ -156,45 +156,41 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
     };
     let route = find_command(seat.path, &name);
     let label = route.map_or("unknown", |route| route.name);
-    let span = tracing::debug_span!(
+    let span = tracing::info_span!(
         "command",
         ns = seat.path,
         command = label,
         caller.id = %seat.caller.user,
         conn.id = %seat.caller.connection,
     );
-    let result = match (route, payload) {
-        (Some(route), Ok(payload)) => {
-            run(gateway, &seat, route, payload, received, received_at, ack.is_some())
-                .instrument(span)
-                .await
+    let work = async {
+        let result = match (route, payload) {
+            (Some(route), Ok(payload)) => {
+                run(gateway, &seat, route, payload, received, received_at, ack.is_some()).await
+            }
+            (Some(_), Err(refusal)) => Err(refusal),
+            (None, _) => Err(Refusal::UnknownEvent),
+        };
+        let code = result.as_ref().err().map(Refusal::code);
+        match result {
+            Ok(done) => {
+                gateway.fanout.deliver(&seat, done.effects).await;
+                if let Some(ack) = ack {
+                    acknowledge(gateway, &seat, ack, &done.reply);
+                }
+            }
+            Err(refusal) => {
+                if let Refusal::Internal(source) = &refusal {
+                    tracing::error!(error = source.as_ref(), "the command {label} failed");
+                }
+                refuse(gateway, &seat, ack, route.map(|route| &route.policy), &refusal);
+            }
         }
-        (Some(_), Err(refusal)) => Err(refusal),
-        (None, _) => Err(Refusal::UnknownEvent),
+        let code_text = code.map_or("OK", Code::as_str);
+        tracing::debug!(code = code_text, "the command {label} was answered: {code_text}");
+        gateway.metrics.command(seat.path, label, code, received.elapsed());
     };
-    let code = result.as_ref().err().map(Refusal::code);
-    match result {
-        Ok(done) => {
-            gateway.fanout.deliver(&seat, done.effects).await;
-            if let Some(ack) = ack {
-                acknowledge(gateway, &seat, ack, &done.reply);
-            }
-        }
-        Err(refusal) => {
-            if let Refusal::Internal(source) = &refusal {
-                tracing::error!(
-                    ns = seat.path,
-                    command = label,
-                    caller.id = %seat.caller.user,
-                    conn.id = %seat.caller.connection,
-                    error = source.as_ref(),
-                    "the command {label} failed"
-                );
-            }
-            refuse(gateway, &seat, ack, route.map(|route| &route.policy), &refusal);
-        }
-    }
-    gateway.metrics.command(seat.path, label, code, received.elapsed());
+    work.instrument(span).await;
 }
 
 async fn run(

@@ -1,12 +1,16 @@
 //! Structured logs to standard error.
 
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, filter_fn},
+    fmt,
+    layer::SubscriberExt as _,
+    registry,
+    util::SubscriberInitExt as _,
+};
 
 use crate::config::{Config, LogFormat};
-
-/// The engine's crates log payloads and tokens below `info`; they never may.
-const NEVER_BELOW_INFO: [&str; 4] =
-    ["socketioxide", "socketioxide_core", "engineioxide", "engineioxide_core"];
 
 /// Starts logging; `RUST_LOG` wins over the configuration, and `DEBUG=socket.io:*`, as the
 /// servers replaced understood it, means our own debug lines.
@@ -18,17 +22,21 @@ pub fn start(config: &Config) {
     if wants_debug {
         filter = filter.add_directive("carillon=debug".parse().expect("a sound directive"));
     }
-    for name in NEVER_BELOW_INFO {
-        let directive = format!("{name}=info").parse().expect("a sound directive");
-        filter = filter.add_directive(directive);
-    }
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // A second start, as in tests, keeps the first.
-    let _ = match config.log.format {
-        LogFormat::Human => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let filter = filter.and(filter_fn(is_discreet));
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match config.log.format {
+        LogFormat::Human => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    // A second start, as in tests, keeps the first.
+    let _ = registry().with(lines.with_filter(filter)).try_init();
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+}
+
+/// Below `info`, libraries log what they handle: frames, tokens, the text of messages. Only our
+/// own lines may go further, because we know what is in them.
+fn is_discreet(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::INFO || metadata.target().starts_with("carillon")
 }
