@@ -266,7 +266,7 @@ export function story(title, { on = [DATABASES[0]], long = false, ...options }, 
   if (on.length === 0) test(title, { skip: "no PostgreSQL" }, () => {});
   const skip = long && process.env.CARILLON_TEST_QUICK ? "long" : false;
   for (const database of on) {
-    test(on.length > 1 ? `${title} (${database.name})` : title, { skip }, async () => {
+    test(on.length > 1 ? `${title} (${database.name})` : title, { skip, timeout: 90_000 }, async () => {
       const server = await Server.start({ ...(await database.fresh()), ...options });
       const world = new World(server);
       try {

@@ -109,7 +109,10 @@ export class Polling {
   }
 
   async poll() {
-    return (await (await fetch(this.url)).text()).split(SEPARATOR);
+    const response = await fetch(this.url);
+    const body = await response.text();
+    if (!response.ok) throw new Error(`HTTP ${response.status}: ${body}`);
+    return body.split(SEPARATOR);
   }
 
   /** Polls until there is a packet that starts so; all packets up to then. */
