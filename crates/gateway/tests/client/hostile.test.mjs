@@ -295,6 +295,37 @@ story("the engine's refusals look as Node's", {}, async (world) => {
   open.close();
 });
 
+/** How many connections the server holds, by its own metrics. */
+async function connections(server) {
+  const { operations } = JSON.parse(server.log.find((line) => line.includes('"message":"metrics"')));
+  const metrics = await (await fetch(`http://${operations}/metrics`)).text();
+  return Number(/^carillon_connections (\d+)/m.exec(metrics)[1]);
+}
+
+story("a polling session that has ended is unknown and costs nothing more", {
+  env: { CARILLON_SERVER__PING_INTERVAL: "300ms", CARILLON_SERVER__PING_TIMEOUT: "300ms" },
+}, async (world) => {
+  const { server } = world;
+  const ends = {
+    "a close packet": (polling) => polling.post("1"),
+    "what is no packet": (polling) => polling.post("4abc"),
+    "no answer to a ping": () => pause(1000),
+  };
+  const statuses = {};
+  for (const [why, end] of Object.entries(ends)) {
+    const polling = await Polling.open(server, token("ana"));
+    await end(polling);
+    const response = await fetch(polling.url);
+    statuses[why] = [response.status, await response.json()];
+  }
+  await fetch(`${server.url}/socket.io/?EIO=4&transport=polling`);
+  const ana = await world.person("ana", { transports: ["polling"] });
+  ana.leaves();
+  await eventually("all are forgotten", async () => (await connections(server)) === 0);
+  const unknown = [400, { code: 1, message: "Session ID unknown" }];
+  assert.deepEqual(statuses, Object.fromEntries(Object.keys(ends).map((why) => [why, unknown])));
+});
+
 /** Fills the room until its slow reader's share exceeds what kernels buffer. */
 async function floods(person, roomId, megabytes) {
   const messages = Math.ceil((megabytes * 1_000_000) / 16_000);

@@ -91,7 +91,7 @@ export class Raw {
   }
 }
 
-/** One polling session. */
+/** One polling session; answers pings as long as it is polled. */
 export class Polling {
   static async open(server, token, headers = {}) {
     const polling = new Polling();
@@ -100,7 +100,7 @@ export class Polling {
     polling.handshake = JSON.parse((await response.text()).slice(1));
     polling.url += `&sid=${polling.handshake.sid}`;
     await polling.post(`40${JSON.stringify({ token })}`);
-    polling.connected = (await polling.poll())[0];
+    polling.connected = (await polling.until("40")).at(-1);
     return polling;
   }
 
@@ -112,7 +112,9 @@ export class Polling {
     const response = await fetch(this.url);
     const body = await response.text();
     if (!response.ok) throw new Error(`HTTP ${response.status}: ${body}`);
-    return body.split(SEPARATOR);
+    const packets = body.split(SEPARATOR);
+    if (packets.includes("2")) await this.post("3");
+    return packets.filter((packet) => packet !== "2");
   }
 
   /** Polls until there is a packet that starts so; all packets up to then. */
