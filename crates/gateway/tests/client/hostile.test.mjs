@@ -321,7 +321,7 @@ story("a polling session that has ended is unknown and costs nothing more", {
   await fetch(`${server.url}/socket.io/?EIO=4&transport=polling`);
   const ana = await world.person("ana", { transports: ["polling"] });
   ana.leaves();
-  await eventually("all are forgotten", async () => (await connections(server)) === 0);
+  await eventually("all are forgotten", async () => (await connections(server)) === 0, 15_000);
   const unknown = [400, { code: 1, message: "Session ID unknown" }];
   assert.deepEqual(statuses, Object.fromEntries(Object.keys(ends).map((why) => [why, unknown])));
 });
