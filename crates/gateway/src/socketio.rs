@@ -18,7 +18,7 @@ use socketioxide::{
     handler::{
         ConnectHandler as _, FromConnectParts, FromMessageParts as _, MessageHandler, Value,
     },
-    socket::{Sid, Socket},
+    socket::{DisconnectReason, Sid, Socket},
 };
 
 use crate::{
@@ -155,8 +155,15 @@ async fn connect(
     socket.extensions.insert(seat.clone());
     socket.on_fallback(ToInbox { gateway: gateway.clone(), seat: seat.clone() });
     let gateway = gateway.clone();
-    socket.on_disconnect(move || {
+    socket.on_disconnect(move |reason: DisconnectReason| {
         // Nothing here may fail or wait: the engine frees the socket behind it.
+        let has_ended = !matches!(
+            reason,
+            DisconnectReason::ClientNSDisconnect | DisconnectReason::ServerNSDisconnect
+        );
+        if has_ended {
+            gateway.connections.remove(seat.sid);
+        }
         inbox::push(&gateway, &seat, Item::Left(seat.clone()));
         std::future::ready(())
     });

@@ -28,12 +28,16 @@ impl Edge {
         connection: Option<Arc<Connection>>,
     ) -> Result<Response<Body>, EngineError> {
         let (head, body) = request.into_parts();
-        match (&head.method, connection) {
-            (&Method::GET, None) => self.open(&head).await,
-            (&Method::GET, Some(connection)) => self.poll(&head, &connection).await,
-            (&Method::POST, Some(connection)) => self.post(&head, body, &connection).await,
+        let Some(connection) = connection else { return self.open(&head).await };
+        let answer = match head.method {
+            Method::GET => self.poll(&head, &connection).await,
+            Method::POST => self.post(&head, body, &connection).await,
             _ => Err(EngineError::BadRequest),
+        };
+        if let (Err(EngineError::UnknownSession), Some(sid)) = (&answer, connection.sid()) {
+            self.connections.remove(sid);
         }
+        answer
     }
 
     async fn open(&mut self, head: &Parts) -> Result<Response<Body>, EngineError> {
@@ -109,7 +113,12 @@ impl Edge {
         let body = bytes_of(body).await.ok_or(EngineError::BadRequest)?;
         if parts.status.is_client_error() {
             // The engine's own words carry its codes as text; ours are Node's.
-            return Err(EngineError::BadRequest);
+            let is_unknown = memchr::memmem::find(&body, b"Session ID unknown").is_some();
+            return Err(if is_unknown {
+                EngineError::UnknownSession
+            } else {
+                EngineError::BadRequest
+            });
         }
         Ok((parts.status, body))
     }
