@@ -180,9 +180,6 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
                 }
             }
             Err(refusal) => {
-                if let Refusal::Internal(source) = &refusal {
-                    tracing::error!(error = source.as_ref(), "the command {label} failed");
-                }
                 refuse(gateway, &seat, ack, route.map(|route| &route.policy), &refusal);
             }
         }
@@ -237,7 +234,11 @@ fn refuse(
         told: carillon_domain::refusal::Told<'a>,
     }
     let message = policy.map_or("Unknown event", |policy| policy.text(refusal));
-    let told = refusal.told(message);
+    let incident = incident(gateway, refusal);
+    let mut told = refusal.told(message);
+    if let Some(id) = &incident {
+        told.detail = Some(id);
+    }
     if let Some(ack) = ack {
         if let Ok(text) = serde_json::value::to_raw_value(&Refused { ok: false, told }) {
             acknowledge(gateway, seat, ack, &text);
@@ -252,6 +253,14 @@ fn refuse(
     if is_told && let Ok(text) = serde_json::to_string(&told) {
         gateway.fanout.tell(seat, "error", &text);
     }
+}
+
+/// What nobody expected: the log gets the cause, the client a number to name it by.
+fn incident(gateway: &Gateway, refusal: &Refusal) -> Option<String> {
+    let Refusal::Internal(source) = refusal else { return None };
+    let id = gateway.domain.ids.uuid();
+    tracing::error!(error.id = id, error = source.as_ref(), "a command failed");
+    Some(format!("incident {id}"))
 }
 
 fn acknowledge(gateway: &Gateway, seat: &Seat, ack: AckSender<Adapter>, reply: &RawValue) {

@@ -1,5 +1,7 @@
 //! Structured logs to standard error.
 
+use std::io::IsTerminal as _;
+
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter, Layer as _,
@@ -23,7 +25,8 @@ pub fn start(config: &Config) {
         filter = filter.add_directive("carillon=debug".parse().expect("a sound directive"));
     }
     let filter = filter.and(filter_fn(is_discreet));
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let is_terminal = std::io::stderr().is_terminal();
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(is_terminal);
     let lines = match config.log.format {
         LogFormat::Human => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
