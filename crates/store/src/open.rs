@@ -27,7 +27,7 @@ use crate::{
     error::refusal,
     lane::{Lane, Source},
     outbox,
-    tx::{Conn, SqlTx},
+    tx::{Conn, Held, SqlTx},
 };
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
@@ -149,7 +149,10 @@ impl Store for SqlStore {
     async fn begin(&self, tenant: &TenantId, scope: Scope) -> Result<Box<dyn Tx>, Refusal> {
         let tx = match (&self.backend, scope) {
             (Backend::Postgres { pool, .. }, Scope::Rows) => {
-                SqlTx::Own(pool.begin().await.map_err(refusal)?)
+                let conn = pool.acquire().await.map_err(refusal)?;
+                let mut held = Held::from(Conn::Postgres(conn));
+                held.begin("BEGIN").await.map_err(refusal)?;
+                SqlTx::Held(held)
             }
             (Backend::Postgres { .. }, Scope::Lane) | (Backend::Sqlite { .. }, _) => {
                 SqlTx::Loan(self.lane(tenant).borrow().await?)
@@ -163,20 +166,20 @@ impl Store for SqlStore {
             Backend::Sqlite { readers, .. } => readers.acquire().await.map(Conn::Sqlite),
             Backend::Postgres { pool, .. } => pool.acquire().await.map(Conn::Postgres),
         };
-        Ok(Box::new(SqlTx::Plain(conn.map_err(refusal)?)))
+        Ok(Box::new(SqlTx::Held(conn.map_err(refusal)?.into())))
     }
 
     async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
         match &self.backend {
             Backend::Sqlite { writer, .. } => {
                 let mut loan = writer.borrow().await?;
-                let rows = outbox::forget(loan.conn(), before, limit).await.map_err(refusal)?;
+                let rows = outbox::forget(loan.held(), before, limit).await.map_err(refusal)?;
                 loan.commit().await?;
                 Ok(rows)
             }
             Backend::Postgres { pool, .. } => {
-                let mut conn = Conn::Postgres(pool.acquire().await.map_err(refusal)?);
-                outbox::forget(conn.borrow(), before, limit).await.map_err(refusal)
+                let conn = Conn::Postgres(pool.acquire().await.map_err(refusal)?);
+                outbox::forget(&mut conn.into(), before, limit).await.map_err(refusal)
             }
         }
     }
@@ -221,7 +224,11 @@ fn claim(path: &Path) -> Result<File, OpenError> {
 }
 
 async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
-    let options = PgConnectOptions::from_str(url)?.application_name("carillon");
+    // A lock that is not had in time is given up by the server, too, and a transaction whose
+    // client has vanished does not keep its lane.
+    let options = PgConnectOptions::from_str(url)?
+        .application_name("carillon")
+        .options([("lock_timeout", "2000"), ("idle_in_transaction_session_timeout", "10000")]);
     let pool = PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS)
         .acquire_timeout(PATIENCE)

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::{
     error::refusal,
     time::Time,
-    tx::{ConnRef, on},
+    tx::{Held, on},
 };
 
 const RAISE: &str = "UPDATE lanes SET head = head + $2 WHERE tenant_id = $1 RETURNING head";
@@ -28,46 +28,47 @@ const FORGET: &str = "DELETE FROM outbox WHERE (tenant_id, position) IN
 
 /// Raises the counter by the number of events and writes them below it.
 pub(crate) async fn publish(
-    mut conn: ConnRef<'_>,
+    held: &mut Held,
     tenant: &TenantId,
     now: Timestamp,
     events: &[&Emit],
 ) -> Result<Offset, sqlx::Error> {
     let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-    let head: Option<i64> = on!(&mut conn, c => sqlx::query_scalar(RAISE)
-        .bind(tenant.as_str()).bind(count).fetch_optional(&mut **c).await?);
+    let head: Option<i64> = on!(held.statement(), c => sqlx::query_scalar(RAISE)
+        .bind(tenant.as_str()).bind(count).fetch_optional(c).await)?;
     let head = match head {
         Some(head) => head,
-        None => on!(&mut conn, c => sqlx::query_scalar(MAKE)
-            .bind(tenant.as_str()).bind(count).fetch_one(&mut **c).await?),
+        None => on!(held.statement(), c => sqlx::query_scalar(MAKE)
+            .bind(tenant.as_str()).bind(count).fetch_one(c).await)?,
     };
     for (position, emit) in (head - count + 1..=head).zip(events) {
         let address =
             serde_json::to_string(&emit.to).map_err(|error| sqlx::Error::Encode(error.into()))?;
-        on!(&mut conn, c => sqlx::query(INSERT)
+        on!(held.statement(), c => sqlx::query(INSERT)
             .bind(tenant.as_str()).bind(position).bind(emit.row.name).bind(&address)
-            .bind(emit.payload.get()).bind(Time(now)).execute(&mut **c).await.map(|_| ())?);
+            .bind(emit.payload.get()).bind(Time(now)).execute(c).await.map(|_| ()))?;
     }
     Ok(Offset(head))
 }
 
 pub(crate) async fn forget(
-    conn: ConnRef<'_>,
+    held: &mut Held,
     before: Timestamp,
     limit: u32,
 ) -> Result<u64, sqlx::Error> {
-    on!(conn, c => sqlx::query(FORGET).bind(Time(before)).bind(i64::from(limit))
+    on!(held.statement(), c => sqlx::query(FORGET).bind(Time(before)).bind(i64::from(limit))
         .execute(c).await.map(|done| done.rows_affected()))
 }
 
-pub(crate) async fn head(conn: ConnRef<'_>, tenant: &TenantId) -> Result<Offset, sqlx::Error> {
-    let head: Option<i64> = on!(conn, c => sqlx::query_scalar(HEAD)
-        .bind(tenant.as_str()).fetch_optional(c).await?);
+pub(crate) async fn head(held: &mut Held, tenant: &TenantId) -> Result<Offset, sqlx::Error> {
+    let head: Option<i64> = on!(held.statement(), c => sqlx::query_scalar(HEAD)
+        .bind(tenant.as_str()).fetch_optional(c).await)?;
     Ok(Offset(head.unwrap_or(0)))
 }
 
-pub(crate) async fn heads(conn: ConnRef<'_>) -> Result<Vec<(TenantId, Offset)>, sqlx::Error> {
-    let rows: Vec<(String, i64)> = on!(conn, c => sqlx::query_as(HEADS).fetch_all(c).await?);
+pub(crate) async fn heads(held: &mut Held) -> Result<Vec<(TenantId, Offset)>, sqlx::Error> {
+    let rows: Vec<(String, i64)> =
+        on!(held.statement(), c => sqlx::query_as(HEADS).fetch_all(c).await)?;
     rows.into_iter()
         .map(|(tenant, head)| {
             let tenant =
@@ -79,14 +80,14 @@ pub(crate) async fn heads(conn: ConnRef<'_>) -> Result<Vec<(TenantId, Offset)>, 
 
 /// Rows this version cannot read any more are an error: an event must not vanish silently.
 pub(crate) async fn published_after(
-    conn: ConnRef<'_>,
+    held: &mut Held,
     tenant: &TenantId,
     after: Offset,
     limit: u32,
 ) -> Result<Vec<Published>, Refusal> {
-    let rows: Vec<(i64, String, String, String)> = on!(conn, c => sqlx::query_as(AFTER)
-        .bind(tenant.as_str()).bind(after.0).bind(i64::from(limit)).fetch_all(c).await
-        .map_err(refusal)?);
+    let rows: Vec<(i64, String, String, String)> = on!(held.statement(), c => sqlx::query_as(AFTER)
+        .bind(tenant.as_str()).bind(after.0).bind(i64::from(limit)).fetch_all(c).await)
+    .map_err(refusal)?;
     rows.into_iter()
         .map(|(position, event, address, payload)| {
             let offset = Offset(position);

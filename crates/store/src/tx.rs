@@ -1,13 +1,36 @@
-//! A place to run statements: a plain connection, a transaction, or a loan from a lane.
+//! A place to run statements: a connection by itself or in a transaction, or a loan from a lane.
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_domain::{
     Emit, Offset, Refusal, TenantId, Timestamp,
     ports::{OutboxReads, Published, Tx},
 };
-use sqlx::{PgConnection, Postgres, Sqlite, SqliteConnection, Transaction, pool::PoolConnection};
+use sqlx::{PgConnection, Postgres, Sqlite, SqliteConnection, pool::PoolConnection};
+use tokio::{runtime::Handle, time::timeout};
 
 use crate::{error::refusal, lane::Loan, outbox};
+
+/// A statement that takes longer has lost its database. Below the 3 s within which every
+/// operation is answered.
+const PATIENCE: Duration = Duration::from_millis(2_500);
+
+/// Runs one body against whichever database is open; each arm is checked with its own types.
+macro_rules! on {
+    ($statement:expr, $name:ident => $body:expr) => {{
+        let statement = $statement;
+        match statement.conn {
+            $crate::tx::ConnRef::Sqlite($name) => {
+                $crate::tx::within(statement.is_sound, async { $body }).await
+            }
+            $crate::tx::ConnRef::Postgres($name) => {
+                $crate::tx::within(statement.is_sound, async { $body }).await
+            }
+        }
+    }};
+}
+pub(crate) use on;
 
 /// A connection of either kind, taken from its pool.
 pub(crate) enum Conn {
@@ -15,57 +38,119 @@ pub(crate) enum Conn {
     Postgres(PoolConnection<Postgres>),
 }
 
-/// A connection of either kind, borrowed to run a statement.
+/// A connection while it is used. It goes back to its pool only in a state that is known: one
+/// whose statement did not end is closed, an open transaction is rolled back first.
+pub(crate) struct Held {
+    conn: Option<Conn>,
+    is_sound: bool,
+    in_transaction: bool,
+}
+
+/// A connection borrowed for one statement.
+pub(crate) struct Statement<'a> {
+    pub(crate) conn: ConnRef<'a>,
+    pub(crate) is_sound: &'a mut bool,
+}
+
 pub(crate) enum ConnRef<'a> {
     Sqlite(&'a mut SqliteConnection),
     Postgres(&'a mut PgConnection),
 }
 
-impl Conn {
-    pub(crate) fn borrow(&mut self) -> ConnRef<'_> {
-        match self {
-            Self::Sqlite(conn) => ConnRef::Sqlite(conn),
-            Self::Postgres(conn) => ConnRef::Postgres(conn),
-        }
+impl From<Conn> for Held {
+    fn from(conn: Conn) -> Self {
+        Self { conn: Some(conn), is_sound: true, in_transaction: false }
+    }
+}
+
+impl Held {
+    pub(crate) fn statement(&mut self) -> Statement<'_> {
+        let conn = match self.conn.as_mut().expect("present until it is dropped") {
+            Conn::Sqlite(conn) => ConnRef::Sqlite(conn),
+            Conn::Postgres(conn) => ConnRef::Postgres(conn),
+        };
+        Statement { conn, is_sound: &mut self.is_sound }
     }
 
-    /// Closes the connection at once: its state is not known, and asking might wait.
-    pub(crate) fn discard(self) {
-        match self {
-            Self::Sqlite(conn) => drop(conn.detach()),
-            Self::Postgres(conn) => drop(conn.detach()),
+    pub(crate) async fn run(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
+        on!(self.statement(), c => sqlx::query(statement).execute(c).await.map(|_| ()))
+    }
+
+    pub(crate) async fn begin(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
+        self.in_transaction = true;
+        self.run(statement).await
+    }
+
+    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        if self.in_transaction {
+            self.run("COMMIT").await?;
+            self.in_transaction = false;
+        }
+        Ok(())
+    }
+}
+
+impl Held {
+    /// Closes the connection instead of using it again.
+    fn discard(mut self) {
+        self.is_sound = false;
+        drop(self);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(conn) = self.conn.take() else { return };
+        match (self.is_sound, self.in_transaction, Handle::try_current()) {
+            (true, false, _) => drop(conn),
+            (true, true, Ok(runtime)) => {
+                let mut held = Self::from(conn);
+                runtime.spawn(async move {
+                    if held.run("ROLLBACK").await.is_err() {
+                        held.discard();
+                    }
+                });
+            }
+            _ => match conn {
+                Conn::Sqlite(conn) => drop(conn.detach()),
+                Conn::Postgres(conn) => drop(conn.detach()),
+            },
         }
     }
 }
 
-/// Runs one body against whichever database is open; each arm is checked with its own types.
-macro_rules! on {
-    ($conn:expr, $name:ident => $body:expr) => {
-        match $conn {
-            $crate::tx::ConnRef::Sqlite($name) => $body,
-            $crate::tx::ConnRef::Postgres($name) => $body,
-        }
-    };
+/// Waits for one statement, and notes whether it ended.
+pub(crate) async fn within<T>(
+    is_sound: &mut bool,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    *is_sound = false;
+    let result = timeout(PATIENCE, statement).await.map_err(|_| {
+        let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "the database is silent");
+        sqlx::Error::Io(late)
+    })?;
+    *is_sound = !matches!(result, Err(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)));
+    result
 }
-pub(crate) use on;
 
 /// What implements the ports.
 pub(crate) enum SqlTx {
-    /// Every statement by itself.
-    Plain(Conn),
-    /// A transaction of its own, rolled back when dropped.
-    Own(Transaction<'static, Postgres>),
+    /// Statements by themselves, or a transaction of its own.
+    Held(Held),
     /// A savepoint in the running batch, rolled back when dropped.
     Loan(Loan),
 }
 
 impl SqlTx {
-    pub(crate) fn conn(&mut self) -> ConnRef<'_> {
+    pub(crate) fn held(&mut self) -> &mut Held {
         match self {
-            Self::Plain(conn) => conn.borrow(),
-            Self::Own(transaction) => ConnRef::Postgres(transaction),
-            Self::Loan(loan) => loan.conn(),
+            Self::Held(held) => held,
+            Self::Loan(loan) => loan.held(),
         }
+    }
+
+    pub(crate) fn conn(&mut self) -> Statement<'_> {
+        self.held().statement()
     }
 }
 
@@ -77,13 +162,12 @@ impl Tx for SqlTx {
         now: Timestamp,
         events: &[&Emit],
     ) -> Result<Offset, Refusal> {
-        outbox::publish(self.conn(), tenant, now, events).await.map_err(refusal)
+        outbox::publish(self.held(), tenant, now, events).await.map_err(refusal)
     }
 
     async fn commit(self: Box<Self>) -> Result<(), Refusal> {
         match *self {
-            Self::Plain(_) => Ok(()),
-            Self::Own(transaction) => transaction.commit().await.map_err(refusal),
+            Self::Held(held) => held.commit().await.map_err(refusal),
             Self::Loan(loan) => loan.commit().await,
         }
     }
@@ -92,11 +176,11 @@ impl Tx for SqlTx {
 #[async_trait]
 impl OutboxReads for SqlTx {
     async fn head(&mut self, tenant: &TenantId) -> Result<Offset, Refusal> {
-        outbox::head(self.conn(), tenant).await.map_err(refusal)
+        outbox::head(self.held(), tenant).await.map_err(refusal)
     }
 
     async fn heads(&mut self) -> Result<Vec<(TenantId, Offset)>, Refusal> {
-        outbox::heads(self.conn()).await.map_err(refusal)
+        outbox::heads(self.held()).await.map_err(refusal)
     }
 
     async fn published_after(
@@ -105,6 +189,6 @@ impl OutboxReads for SqlTx {
         after: Offset,
         limit: u32,
     ) -> Result<Vec<Published>, Refusal> {
-        outbox::published_after(self.conn(), tenant, after, limit).await
+        outbox::published_after(self.held(), tenant, after, limit).await
     }
 }
