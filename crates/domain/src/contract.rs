@@ -127,11 +127,13 @@ pub enum Class {
     Room,
     /// Signs of life.
     Heartbeat,
+    /// What is no command at all.
+    Invalid,
 }
 
 impl Class {
     pub const ALL: &'static [Self] =
-        &[Self::Message, Self::Typing, Self::Read, Self::Room, Self::Heartbeat];
+        &[Self::Message, Self::Typing, Self::Read, Self::Room, Self::Heartbeat, Self::Invalid];
 
     /// The name in configuration and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -141,6 +143,7 @@ impl Class {
             Self::Read => "read",
             Self::Room => "room",
             Self::Heartbeat => "heartbeat",
+            Self::Invalid => "invalid",
         }
     }
 
@@ -150,7 +153,7 @@ impl Class {
             Self::Message => Rate::per_minute(60),
             Self::Typing | Self::Room => Rate::per_minute(240),
             Self::Read => Rate::per_minute(1_200),
-            Self::Heartbeat => Rate::per_minute(120),
+            Self::Heartbeat | Self::Invalid => Rate::per_minute(120),
         }
     }
 }
@@ -167,6 +170,9 @@ impl Rate {
         Self { count, period: Duration::from_mins(1) }
     }
 }
+
+/// The text of every refusal for too many requests.
+pub const RATE_LIMITED: &str = "Rate limit exceeded. Please slow down.";
 
 /// What a command needs from the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,7 +252,7 @@ impl Policy {
     pub fn text(&self, refusal: &Refusal) -> &'static str {
         match refusal {
             Refusal::Required(_) => self.required,
-            Refusal::RateLimited { .. } => "Rate limit exceeded. Please slow down.",
+            Refusal::RateLimited { .. } => RATE_LIMITED,
             Refusal::UnknownEvent => "Unknown event",
             _ => {
                 let code = refusal.code();

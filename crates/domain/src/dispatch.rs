@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     chat::{self, typing_indicator::Typists},
-    contract::{Address, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
+    contract::{Address, Class, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
     identity::Role,
     ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
     ports::{Admission, Clock, Ids, Reads, Store, Tx},
@@ -225,17 +225,27 @@ pub async fn dispatch(
     Ok(Done { reply, effects })
 }
 
-/// Role, size and rate, before anything is decoded.
+/// Rate, role and size, before anything is decoded. The bucket comes first: what is refused for
+/// another reason has cost something, too.
 fn admit(app: &App, caller: &Caller, policy: &Policy, payload: &RawValue) -> Result<(), Refusal> {
+    take(app, caller, policy.class)?;
     if policy.roles.is_some_and(|roles| !roles.contains(&caller.role)) {
         return Err(Refusal::Forbidden);
     }
     if payload.get().len() > policy.max_bytes {
         return Err(Refusal::TooLarge(format!("at most {} bytes", policy.max_bytes).into()));
     }
-    app.admission
-        .admit(caller, policy.class)
-        .map_err(|retry_after| Refusal::RateLimited { retry_after })
+    Ok(())
+}
+
+fn take(app: &App, caller: &Caller, class: Class) -> Result<(), Refusal> {
+    app.admission.admit(caller, class).map_err(|retry_after| Refusal::RateLimited { retry_after })
+}
+
+/// Refuses what never reaches a command: an unknown event, arguments that are none. It is limited
+/// like everything else.
+pub fn reject(app: &App, caller: &Caller, refusal: Refusal) -> Refusal {
+    take(app, caller, Class::Invalid).err().unwrap_or(refusal)
 }
 
 /// Decodes, checks the room and handles; what a [`Route`] points to.

@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use carillon_domain::{TenantId, contract::Class, contract::Rate, identity::Role};
-use ipnet::IpNet;
 use jsonwebtoken::Algorithm;
 use schemars::JsonSchema;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -42,9 +41,6 @@ pub struct Config {
 pub struct Server {
     /// Address and port clients connect to. Also `WEBSOCKET_PORT`, `REALTIME_PORT`, `PORT`.
     pub listen: SocketAddr,
-    /// Networks whose `X-Forwarded-For` is believed.
-    #[schemars(with = "Vec<String>")]
-    pub trusted_proxies: Vec<IpNet>,
     /// Between two pings of the server to a client.
     pub ping_interval: Span,
     /// A client that does not answer a ping for this long is gone.
@@ -70,6 +66,7 @@ pub struct Operations {
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     /// `sqlite:FILE` or `postgres://…`. Also `DATABASE_URL`.
+    #[serde(serialize_with = "show_url")]
     pub url: Secret,
     /// Whether `serve` brings the schema up to date first.
     pub migrate: bool,
@@ -91,7 +88,7 @@ pub struct Auth {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Commands of a user across all sockets, by class: `message`, `typing`, `read`, `room`,
-    /// `heartbeat`; for example `message = "60/1m"`.
+    /// `heartbeat`, `invalid`; for example `message = "60/1m"`.
     pub rates: BTreeMap<String, RateText>,
     /// Bytes queued for a client that does not read, before it is closed.
     pub unsent_bytes: usize,
@@ -155,6 +152,7 @@ pub struct App {
     /// Their role = ours.
     #[serde(default)]
     pub roles: BTreeMap<String, Role>,
+    #[serde(default)]
     pub keys: Vec<Key>,
 }
 
@@ -198,7 +196,6 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 3001)),
-            trusted_proxies: Vec::new(),
             ping_interval: Span::seconds(25),
             ping_timeout: Span::seconds(60),
             max_payload: 1_000_000,
@@ -281,19 +278,20 @@ impl<'de> Deserialize<'de> for Secret {
 }
 
 impl Serialize for Secret {
-    /// A database URL keeps what is not secret in it; anything else is stars.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let shown = match url::Url::parse(self.expose()) {
-            Ok(mut url) if url.scheme() == "sqlite" || url.host().is_some() => {
-                if url.password().is_some() && url.set_password(Some("***")).is_err() {
-                    return serializer.serialize_str("***");
-                }
-                url.into()
-            }
-            _ => "***".to_owned(),
-        };
-        serializer.serialize_str(&shown)
+        serializer.serialize_str("***")
     }
+}
+
+/// Shows a database's URL without its password and its parameters, which may hold one.
+fn show_url<S: Serializer>(url: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    let Ok(mut shown) = url::Url::parse(url.expose()) else { return url.serialize(serializer) };
+    let has_password = shown.password().is_some();
+    // What has no host has no password either.
+    let _ = shown.set_password(has_password.then_some("***"));
+    let has_query = shown.query().is_some();
+    shown.set_query(has_query.then_some("***"));
+    serializer.serialize_str(shown.as_str())
 }
 
 impl JsonSchema for Secret {
@@ -665,9 +663,12 @@ mod tests {
 
     #[test]
     fn secrets_are_masked_when_shown() {
-        let config = from(&[SECRET, ("DATABASE_URL", "postgres://u:hidden@db.example/x")]).unwrap();
-        let shown = toml::to_string(&config).unwrap();
-        assert!(!shown.contains("hidden") && !shown.contains(SECRET.1), "{shown}");
-        assert!(shown.contains("postgres://u:***@db.example/x"), "{shown}");
+        for url in ["postgres://u:hidden@db.example/x", "postgres://db.example/x?password=hidden"] {
+            let secret = ("JWT_SECRET", "https://hidden.example/0f8c1d4e5b6a79881726354433221100");
+            let config = from(&[secret, ("DATABASE_URL", url)]).unwrap();
+            let shown = toml::to_string(&config).unwrap();
+            assert!(!shown.contains("hidden"), "{shown}");
+            assert!(shown.contains("db.example/x"), "{shown}");
+        }
     }
 }

@@ -76,6 +76,7 @@ pub struct Connection {
     began_by_polling: bool,
     /// `WebSockets` under it: one, or two while a second one is being turned away.
     streams: AtomicUsize,
+    has_streamed: AtomicBool,
     is_killed: AtomicBool,
     /// When the client last asked for what waits, on polling.
     polled_at: AtomicU64,
@@ -87,6 +88,7 @@ pub struct Connection {
     written: AtomicU64,
     /// Messages queued since next to nothing waited.
     backlog: AtomicUsize,
+    is_posting: AtomicBool,
     pending_renames: AtomicUsize,
     renames: Mutex<Vec<Rename>>,
 }
@@ -117,15 +119,30 @@ impl Connection {
         self.polled_at.store(now_ms(), Ordering::Relaxed);
     }
 
+    /// Begins the one POST a polling client may have open; `None` while another one is.
+    pub fn begin_post(&self) -> Option<Posting<'_>> {
+        (!self.is_posting.swap(true, Ordering::AcqRel)).then_some(Posting(self))
+    }
+
     /// Whether it sends without ever asking for answers, on polling.
     pub fn is_abandoned(&self) -> bool {
         let silent = now_ms().saturating_sub(self.polled_at.load(Ordering::Relaxed));
         u128::from(silent) > ABANDONED.as_millis()
     }
 
+    /// Whether there is neither a WebSocket nor polling any more.
+    fn has_ended(&self) -> bool {
+        self.streams.load(Ordering::Acquire) == 0 && (self.has_streamed() || !self.began_by_polling)
+    }
+
+    fn has_streamed(&self) -> bool {
+        self.has_streamed.load(Ordering::Acquire)
+    }
+
     /// A WebSocket carries it from now on.
     pub fn stream_opened(&self) {
         self.streams.fetch_add(1, Ordering::AcqRel);
+        self.has_streamed.store(true, Ordering::Release);
     }
 
     /// True when the last one is gone, and with it the session: the engine does not go back to
@@ -173,7 +190,11 @@ impl Connection {
 
     /// Bytes have left for the client.
     pub fn count_written(&self, bytes: usize) {
-        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        // What the engine writes by itself was never counted in; it must not count for later.
+        let queued = self.queued.load(Ordering::Relaxed);
+        let _ = self.written.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |written| {
+            Some((written + bytes as u64).min(queued))
+        });
         if self.is_stalled() {
             self.stalled_since.store(0, Ordering::Relaxed);
             self.reader.wake();
@@ -186,15 +207,15 @@ impl Connection {
         self.stalled_since.load(Ordering::Relaxed) != 0
     }
 
-    /// Counts a message in; says how many wait at most, and how many bytes.
+    /// Counts a message in; says how many waited before it at most, and how many bytes.
     fn count_queued(&self, bytes: usize) -> (usize, u64) {
         let before = self.unsent();
         self.queued.fetch_add(bytes as u64, Ordering::Relaxed);
         if before < NEXT_TO_NOTHING {
             self.backlog.store(1, Ordering::Relaxed);
-            return (1, self.unsent());
+            return (0, before);
         }
-        (self.backlog.fetch_add(1, Ordering::Relaxed) + 1, self.unsent())
+        (self.backlog.fetch_add(1, Ordering::Relaxed), before)
     }
 
     /// The client takes nothing just now.
@@ -241,6 +262,15 @@ impl Connection {
     }
 }
 
+/// A POST that is being received; ends when dropped.
+pub struct Posting<'a>(&'a Connection);
+
+impl Drop for Posting<'_> {
+    fn drop(&mut self) {
+        self.0.is_posting.store(false, Ordering::Release);
+    }
+}
+
 /// The connections of this node, by the engine's session id.
 pub struct Connections {
     by_sid: RwLock<HashMap<Sid, Arc<Connection>>>,
@@ -277,6 +307,10 @@ impl Connections {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(sid, connection.clone());
+        }
+        // A stream that closed just now did not find the entry.
+        if connection.has_ended() {
+            self.remove(sid);
         }
     }
 

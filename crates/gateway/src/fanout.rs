@@ -31,13 +31,14 @@ const BATCH: u32 = 256;
 /// Reads of the outbox before a join is given up.
 const ATTEMPTS: usize = 64;
 
-/// All sockets of a user. Internal names carry the tenant: nothing crosses.
+/// All sockets of a user. Internal names carry the tenant, set off by a character that no id may
+/// contain: nothing crosses.
 pub fn user_room(tenant: &TenantId, user: &UserId) -> Room {
-    format!("u/{tenant}/{user}").into()
+    format!("u\0{tenant}\0{user}").into()
 }
 
 fn chat_room(tenant: &TenantId, room: &RoomId) -> Room {
-    format!("r/{tenant}/{room}").into()
+    format!("r\0{tenant}\0{room}").into()
 }
 
 /// Hands effects to the transports.

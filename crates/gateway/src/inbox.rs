@@ -15,8 +15,8 @@ use std::{
 
 use carillon_domain::{
     Code, Done, Refusal, Timestamp,
-    contract::{Policy, Route, Telling, find_command},
-    dispatch::dispatch,
+    contract::{Policy, RATE_LIMITED, Route, Telling, find_command},
+    dispatch::{dispatch, reject},
 };
 use futures_util::FutureExt as _;
 use serde::Serialize;
@@ -29,10 +29,10 @@ use crate::{
     socketio::{Adapter, Seat},
 };
 
-/// Commands waiting; from here on the connection is not read.
-const FULL: usize = 64;
+/// Commands waiting, and their bytes; from here on the connection is not read.
+const FULL: Load = Load { items: 64, bytes: 256 * 1024 };
 /// Reading goes on below this.
-const LOW: usize = 16;
+const LOW: Load = Load { items: 16, bytes: 64 * 1024 };
 /// Every command is answered within this; counted from its receipt.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -45,7 +45,22 @@ pub struct Inbox {
 #[derive(Default)]
 struct State {
     queue: VecDeque<Item>,
+    /// Of the commands in the queue.
+    bytes: usize,
     is_draining: bool,
+}
+
+/// How much waits.
+#[derive(Clone, Copy)]
+struct Load {
+    items: usize,
+    bytes: usize,
+}
+
+impl State {
+    fn reaches(&self, load: Load) -> bool {
+        self.queue.len() >= load.items || self.bytes >= load.bytes
+    }
 }
 
 /// What waits in an inbox.
@@ -56,6 +71,15 @@ pub enum Item {
     Asked(Box<Asked>),
     /// It is gone.
     Left(Arc<Seat>),
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Asked(asked) => asked.text.len(),
+            Self::Arrived(_) | Self::Left(_) => 0,
+        }
+    }
 }
 
 /// A command as it came.
@@ -75,20 +99,19 @@ impl Inbox {
     }
 
     fn is_full(&self) -> bool {
-        self.lock().queue.len() >= FULL
+        self.lock().reaches(FULL)
     }
 
-    /// The next item, and how many are left; ends the drain when there is none.
-    fn next(&self) -> Option<(Item, usize)> {
+    /// The next item, and whether there is room again; ends the drain when there is none.
+    fn next(&self) -> Option<(Item, bool)> {
         let mut state = self.lock();
-        let next = state.queue.pop_front();
-        if let Some(item) = next {
-            Some((item, state.queue.len()))
-        } else {
+        let Some(item) = state.queue.pop_front() else {
             state.is_draining = false;
             state.queue.shrink_to(4);
-            None
-        }
+            return None;
+        };
+        state.bytes -= item.bytes();
+        Some((item, !state.reaches(LOW)))
     }
 }
 
@@ -112,8 +135,9 @@ pub fn ask(gateway: &Arc<Gateway>, asked: Asked) {
 pub fn push(gateway: &Arc<Gateway>, seat: &Arc<Seat>, item: Item) {
     let connection = &seat.connection;
     let mut state = connection.inbox.lock();
+    state.bytes += item.bytes();
     state.queue.push_back(item);
-    if state.queue.len() >= FULL {
+    if state.reaches(FULL) {
         connection.pause();
     }
     if !state.is_draining {
@@ -122,13 +146,13 @@ pub fn push(gateway: &Arc<Gateway>, seat: &Arc<Seat>, item: Item) {
         let (gateway, connection) = (gateway.clone(), connection.clone());
         let tasks = gateway.tasks.clone();
         tasks.spawn(async move {
-            while let Some((item, left)) = connection.inbox.next() {
-                if left <= LOW {
+            while let Some((item, has_room)) = connection.inbox.next() {
+                if has_room {
                     connection.resume();
                 }
-                // One command that panics ends neither its connection nor the process.
+                // What panics ends neither the connection nor the process.
                 if AssertUnwindSafe(handle(&gateway, item)).catch_unwind().await.is_err() {
-                    tracing::error!("a command panicked");
+                    tracing::error!("the inbox of a connection panicked");
                 }
             }
         });
@@ -168,8 +192,8 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
             (Some(route), Ok(payload)) => {
                 run(gateway, &seat, route, payload, received, received_at, ack.is_some()).await
             }
-            (Some(_), Err(refusal)) => Err(refusal),
-            (None, _) => Err(Refusal::UnknownEvent),
+            (Some(_), Err(refusal)) => Err(reject(&gateway.domain, &seat.caller, refusal)),
+            (None, _) => Err(reject(&gateway.domain, &seat.caller, Refusal::UnknownEvent)),
         };
         let code = result.as_ref().err().map(Refusal::code);
         match result {
@@ -201,7 +225,11 @@ async fn run(
 ) -> Result<Done, Refusal> {
     let work = dispatch(&gateway.domain, &seat.caller, route, payload, received_at, acknowledged);
     let left = PATIENCE.saturating_sub(received.elapsed());
-    tokio::time::timeout(left, work).await.unwrap_or(Err(Refusal::Unavailable(None)))
+    match tokio::time::timeout(left, AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(Refusal::internal("the command panicked")),
+        Err(_) => Err(Refusal::Unavailable(None)),
+    }
 }
 
 #[derive(serde::Deserialize)]
@@ -233,7 +261,11 @@ fn refuse(
         #[serde(flatten)]
         told: carillon_domain::refusal::Told<'a>,
     }
-    let message = policy.map_or("Unknown event", |policy| policy.text(refusal));
+    let message = match (policy, refusal) {
+        (Some(policy), refusal) => policy.text(refusal),
+        (None, Refusal::RateLimited { .. }) => RATE_LIMITED,
+        (None, _) => "Unknown event",
+    };
     let incident = incident(gateway, refusal);
     let mut told = refusal.told(message);
     if let Some(id) = &incident {

@@ -59,6 +59,10 @@ impl Seat {
 
     /// Tells the others, after everything this socket had asked for.
     pub async fn leave(&self, gateway: &Gateway) {
+        if !self.has_arrived.swap(true, Ordering::AcqRel) {
+            // Gone before anybody was told that it came.
+            return;
+        }
         let effects = session::disconnected(&gateway.domain, &self.caller);
         gateway.fanout.deliver(self, effects).await;
     }

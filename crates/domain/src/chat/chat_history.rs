@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Chat, ChatMessage, PAGE, Page};
+use super::{Chat, ChatMessage, PAGE, Page, fit};
 use crate::{
     contract::{Class, Command, Event, Handle, Policy, ToCaller},
     dispatch::Cx,
@@ -82,6 +82,11 @@ impl Handle for ChatHistory {
         let mut reads = cx.read().await?;
         let room = reads.chat_room(tenant, &self.room_id).await?.ok_or(Refusal::NotFound)?;
         let messages = reads.messages(tenant, &self.room_id, page, limit).await?;
+        let messages = match page {
+            Page::Latest | Page::Before(_) => fit(messages, Seq(i64::MAX)),
+            Page::After(_) => fit(messages, Seq(0)),
+            Page::Around(place) => fit(messages, place),
+        };
         let has_more = match page {
             Page::After(seq) => {
                 messages.last().map_or(room.last_seq > seq, |last| last.seq < room.last_seq)

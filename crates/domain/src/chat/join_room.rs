@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Chat, PAGE, Page, Unread,
     events::{RoomJoined, UserJoinedRoom},
-    may_enter,
+    fit, may_enter,
 };
 use crate::{
     contract::{Class, Command, Handle, Policy, ToCaller, ToOthers},
@@ -54,11 +54,9 @@ impl Handle for JoinRoom {
             tx.create_room(tenant, &room_id, room_id.kind(), now).await?;
             tx.add_member(tenant, &room_id, user, now).await?;
         }
-        let mut messages = tx.messages(tenant, &room_id, Page::Latest, PAGE + 1).await?;
-        let has_more = messages.len() > PAGE as usize;
-        if has_more {
-            messages.remove(0);
-        }
+        let messages = tx.messages(tenant, &room_id, Page::Latest, PAGE).await?;
+        let messages = fit(messages, Seq(i64::MAX));
+        let has_more = messages.first().is_some_and(|oldest| oldest.seq > Seq(1));
         let unread = tx.unread(tenant, &room_id, user).await?;
         let after = tx.head(tenant).await?;
 

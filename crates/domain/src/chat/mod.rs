@@ -187,6 +187,36 @@ pub enum Page {
     Around(Seq),
 }
 
+/// Bytes of messages in one answer: well below what a client may have unsent.
+const PAGE_BYTES: usize = 256 * 1024;
+/// What a row has besides its texts.
+const ROW_BYTES: usize = 512;
+
+impl ChatMessage {
+    /// About what it takes on the wire.
+    fn bytes(&self) -> usize {
+        let file = self.file_url.as_ref().map_or(0, String::len);
+        self.message.len() + file + ROW_BYTES
+    }
+}
+
+/// The messages nearest to a place that fit into one answer: of those before it the newest, of
+/// those from it on the oldest. Nothing between them is missing.
+fn fit(messages: Vec<ChatMessage>, place: Seq) -> Vec<ChatMessage> {
+    let (mut before, mut rest): (Vec<_>, Vec<_>) =
+        messages.into_iter().partition(|message| message.seq < place);
+    let share = if before.is_empty() || rest.is_empty() { PAGE_BYTES } else { PAGE_BYTES / 2 };
+    let fitting = |bytes: &mut usize, message: &ChatMessage| {
+        *bytes += message.bytes();
+        (*bytes <= share).then_some(())
+    };
+    let newest = before.iter().rev().scan(0, fitting).count().max(1);
+    before.drain(..before.len().saturating_sub(newest));
+    rest.truncate(rest.iter().scan(0, fitting).count().max(1));
+    before.append(&mut rest);
+    before
+}
+
 /// What the id of a room says about who may enter it.
 enum Door<'a> {
     Open,
@@ -237,4 +267,44 @@ async fn may_enter(
         Door::MembersOnly | Door::Reserved => false,
     };
     if allowed { Ok(()) } else { Err(Refusal::Forbidden) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(seq: i64, chars: usize) -> ChatMessage {
+        ChatMessage {
+            id: MessageId::new("m").unwrap(),
+            room_id: RoomId::new("algebra").unwrap(),
+            sender_id: UserId::new("ana").unwrap(),
+            sender_name: "Ana".into(),
+            sender_avatar: None,
+            message: "x".repeat(chars),
+            message_type: "text".into(),
+            file_url: None,
+            file_name: None,
+            file_size: None,
+            is_read: false,
+            created_at: Timestamp(0),
+            seq: Seq(seq),
+            client_msg_id: None,
+        }
+    }
+
+    fn fitting(count: i64, chars: usize, place: i64) -> Vec<i64> {
+        let messages = (1..=count).map(|seq| message(seq, chars)).collect();
+        fit(messages, Seq(place)).into_iter().map(|message| message.seq.0).collect()
+    }
+
+    #[test]
+    fn an_answer_holds_what_is_nearest_to_the_place_and_has_no_hole() {
+        let all: Vec<i64> = (1..=50).collect();
+        assert_eq!(fitting(50, 100, i64::MAX), all);
+        assert_eq!(fitting(50, 20_000, i64::MAX), (39..=50).collect::<Vec<_>>());
+        assert_eq!(fitting(50, 20_000, 0), (1..=12).collect::<Vec<_>>());
+        assert_eq!(fitting(50, 20_000, 25), (19..=30).collect::<Vec<_>>());
+        assert_eq!(fitting(3, 400_000, i64::MAX), [3], "one is shown, whatever its size");
+        assert_eq!(fitting(0, 1, 5), [0; 0]);
+    }
 }

@@ -94,7 +94,9 @@ impl Handle for SendMessage {
             && let Some(earlier) =
                 tx.message_by_client_id(&caller.tenant, &caller.user, key).await?
         {
-            let same = earlier.room_id == new.room && earlier.message == new.message;
+            let same = earlier.room_id == new.room
+                && earlier.message == new.message
+                && earlier.file_url == new.file_url;
             return if same { Ok(earlier.into()) } else { Err(Refusal::IdempotencyMismatch) };
         }
         let (message, member_count) = tx.insert_message(&caller.tenant, new).await?;

@@ -1,8 +1,8 @@
 //! The accept loop.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
-use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
+use axum::{Router, body::Body, http::Request};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -35,9 +35,9 @@ pub async fn serve(
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, peer)) => {
+            Ok((stream, _)) => {
                 tune(&stream);
-                let connection = connection(stream, peer, router.clone(), stop.clone());
+                let connection = connection(stream, router.clone(), stop.clone());
                 tasks.spawn(connection);
             }
             Err(error) => {
@@ -63,12 +63,9 @@ fn tune(stream: &TcpStream) {
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
-    let service = router.map_request(move |request: Request<hyper::body::Incoming>| {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        request
-    });
+async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+    let service =
+        router.map_request(move |request: Request<hyper::body::Incoming>| request.map(Body::new));
     let mut served = std::pin::pin!(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())

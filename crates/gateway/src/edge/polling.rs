@@ -1,7 +1,7 @@
 //! Long polling through the engine: packets are fed at the pace the inbox takes them, and replies
 //! are metered and renamed as on a WebSocket.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -11,6 +11,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::Full;
 use socketioxide::socket::Sid;
+use tokio::time::timeout;
 use tower::Service as _;
 
 use super::{Edge, EngineError, bearer, bytes_of, minimal};
@@ -18,6 +19,8 @@ use crate::connection::{Closing, Connection};
 
 /// Between the packets of one body.
 const SEPARATOR: u8 = 0x1e;
+/// A body that takes longer to arrive is not waited for.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Packets handed to the engine before the inbox is looked at again.
 const CHUNK: usize = 64;
 
@@ -73,8 +76,19 @@ impl Edge {
             self.connections.kill(connection, Closing::SlowConsumer);
             return Err(EngineError::UnknownSession);
         }
-        let Ok(body) = axum::body::to_bytes(body, self.max_payload).await else {
-            return Ok(StatusCode::PAYLOAD_TOO_LARGE.into_response());
+        // A client has one POST open; more would be as many bodies in memory.
+        let Some(_posting) = connection.begin_post() else {
+            self.connections.kill(connection, Closing::Overloaded);
+            return Err(EngineError::BadRequest);
+        };
+        let received = timeout(BODY_TIMEOUT, axum::body::to_bytes(body, self.max_payload));
+        let body = match received.await {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) => return Ok(StatusCode::PAYLOAD_TOO_LARGE.into_response()),
+            Err(_) => {
+                self.connections.kill(connection, Closing::Overloaded);
+                return Err(EngineError::BadRequest);
+            }
         };
         let mut last = answer(StatusCode::OK, Bytes::from_static(b"ok"));
         for chunk in chunks(&body) {
