@@ -143,6 +143,8 @@ impl Connection {
     pub fn stream_opened(&self) {
         self.streams.fetch_add(1, Ordering::AcqRel);
         self.has_streamed.store(true, Ordering::Release);
+        // What polling did not take is the stream's to send.
+        self.stalled_since.store(0, Ordering::Relaxed);
     }
 
     /// True when the last one is gone, and with it the session: the engine does not go back to
