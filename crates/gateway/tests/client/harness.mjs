@@ -18,7 +18,7 @@ export const CLIENTS = { "4.8": io48, "4.4": io44, "4.0": io40 };
 export const SECRET = "0f8c1d4e5b6a79881726354433221100";
 
 const root = fileURLToPath(new URL("../../../../", import.meta.url));
-const binary = process.env.CARILLON_BIN ?? path.join(root, "target/debug/carillon");
+export const binary = process.env.CARILLON_BIN ?? path.join(root, "target/debug/carillon");
 
 const base64url = (value) => Buffer.from(value).toString("base64url");
 
