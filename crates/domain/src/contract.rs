@@ -100,6 +100,11 @@ pub trait Command: DeserializeOwned + Serialize + JsonSchema + Send + 'static {
     fn room(&self) -> Option<&RoomId> {
         None
     }
+    /// `Some`: the room whose history this command shows, and which its socket is in afterwards.
+    /// Live delivery of it to the socket stands still meanwhile, so that nothing comes twice.
+    fn enters(&self) -> Option<&RoomId> {
+        None
+    }
     /// One sample for documentation, table tests and the load test.
     fn example() -> Self;
 }
@@ -274,6 +279,8 @@ pub struct Route {
     pub payload: fn() -> Schema,
     pub reply: fn() -> Schema,
     pub example: fn() -> String,
+    /// [`Command::enters`] of a payload; `None` also where it does not decode.
+    pub enters: fn(&RawValue) -> Option<RoomId>,
     pub run: Run,
 }
 
@@ -296,6 +303,7 @@ pub const fn route<C: Handle>() -> Route {
         payload: || schema_for!(C),
         reply: sent::<C::Reply>,
         example: || serde_json::to_string(&C::example()).expect("an example is plain data"),
+        enters: |payload| serde_json::from_str::<C>(payload.get()).ok()?.enters().cloned(),
         run: run::<C>,
     }
 }

@@ -198,9 +198,19 @@ impl Fanout {
         }
     }
 
+    /// Takes the socket out of a room it is about to be shown again; says up to where it has heard
+    /// everything. `None` when it is not in it, or nothing is delivered.
+    pub fn pause(&self, seat: &Seat, room: &RoomId) -> Option<Offset> {
+        let tenant = &seat.caller.tenant;
+        let lane = self.lane(tenant).filter(|_| seat.caller.joined.contains(room))?;
+        let progress = lane.lock();
+        seat.socket.upgrade()?.leave(chat_room(tenant, room));
+        Some(progress.delivered)
+    }
+
     /// Subscribes the socket and sends what was committed between its snapshot and now. Nothing
     /// is missing and nothing comes twice: delivery stands still while the socket is let in.
-    async fn join(&self, seat: &Seat, room: &RoomId, after: Offset) {
+    pub async fn join(&self, seat: &Seat, room: &RoomId, after: Offset) {
         let tenant = &seat.caller.tenant;
         let Some(lane) = self.lane(tenant) else { return };
         let is_for_room = |emit: &&Emit| matches!(&emit.to, Address::Room(of) if of == room);

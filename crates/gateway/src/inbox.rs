@@ -190,7 +190,17 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
     let work = async {
         let result = match (route, payload) {
             (Some(route), Ok(payload)) => {
-                run(gateway, &seat, route, payload, received, received_at, ack.is_some()).await
+                let again = (route.enters)(payload);
+                let again =
+                    again.and_then(|room| Some((gateway.fanout.pause(&seat, &room)?, room)));
+                let acknowledged = ack.is_some();
+                let result =
+                    run(gateway, &seat, route, payload, received, received_at, acknowledged).await;
+                if let (Err(_), Some((after, room))) = (&result, &again) {
+                    // Not shown again: it goes on where it stood still.
+                    gateway.fanout.join(&seat, room, *after).await;
+                }
+                result
             }
             (Some(_), Err(refusal)) => Err(reject(&gateway.domain, &seat.caller, refusal)),
             (None, _) => Err(reject(&gateway.domain, &seat.caller, Refusal::UnknownEvent)),

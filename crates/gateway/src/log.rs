@@ -4,11 +4,7 @@ use std::io::IsTerminal as _;
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
-    EnvFilter, Layer as _,
-    filter::{FilterExt as _, filter_fn},
-    fmt,
-    layer::SubscriberExt as _,
-    registry,
+    EnvFilter, Layer as _, filter::filter_fn, fmt, layer::SubscriberExt as _, registry,
     util::SubscriberInitExt as _,
 };
 
@@ -24,7 +20,6 @@ pub fn start(config: &Config) {
     if wants_debug {
         filter = filter.add_directive("carillon=debug".parse().expect("a sound directive"));
     }
-    let filter = filter.and(filter_fn(is_discreet));
     let is_terminal = std::io::stderr().is_terminal();
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(is_terminal);
     let lines = match config.log.format {
@@ -32,7 +27,9 @@ pub fn start(config: &Config) {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     // A second start, as in tests, keeps the first.
-    let _ = registry().with(lines.with_filter(filter)).try_init();
+    // The filters are the subscriber's, not the layer's: a layer's own filter loses lines after a
+    // library has asked whether a level is enabled, as sqlx does.
+    let _ = registry().with(filter).with(filter_fn(is_discreet)).with(lines).try_init();
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

@@ -37,6 +37,9 @@ impl Command for JoinRoom {
     type Reply = Joined;
     const NAME: &'static str = "join-room";
     const POLICY: Policy = Policy::new(Class::Room, "Room ID is required", "Failed to join room");
+    fn enters(&self) -> Option<&RoomId> {
+        Some(&self.room_id)
+    }
     fn example() -> Self {
         Self { room_id: RoomId::new("algebra").expect("a sound id") }
     }

@@ -96,7 +96,9 @@ impl Handle for SendMessage {
         {
             let same = earlier.room_id == new.room
                 && earlier.message == new.message
-                && earlier.file_url == new.file_url;
+                && earlier.file_url == new.file_url
+                && earlier.file_name == new.file_name
+                && earlier.file_size == new.file_size;
             return if same { Ok(earlier.into()) } else { Err(Refusal::IdempotencyMismatch) };
         }
         let (message, member_count) = tx.insert_message(&caller.tenant, new).await?;
