@@ -4,6 +4,7 @@ import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import http from "node:http";
+import net from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, test } from "node:test";
@@ -23,22 +24,35 @@ const seqs = (messages) => messages.map((message) => message.seq);
 const range = (from, to) => Array.from({ length: to - from + 1 }, (_, index) => from + index);
 const sends = (person, roomId, message = "hi") => person.asks("send-message", { roomId, message });
 
+/** A port for the metrics that is known before the server runs. */
+async function freePort() {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+const operations = `127.0.0.1:${await freePort()}`;
+const MEASURED = { env: { CARILLON_OPERATIONS__LISTEN: operations } };
+
 /** How much the server holds, by its own metrics. */
-async function held(server) {
-  const { operations } = JSON.parse(server.log.find((line) => line.includes('"message":"metrics"')));
+async function held() {
   const metrics = await (await fetch(`http://${operations}/metrics`)).text();
   const gauge = (name) => Number(new RegExp(`^carillon_${name} (\\d+)`, "m").exec(metrics)[1]);
   return { connections: gauge("connections"), sockets: gauge("sockets"), users: gauge("users") };
 }
 
 /** The server comes to hold so many connections, with a socket and a user each. */
-async function holds(server, number) {
+async function holds(number) {
   const expected = { connections: number, sockets: number, users: number };
-  let last;
-  await eventually("the server forgets", async () => {
-    last = await held(server);
-    return Object.values(last).every((count) => count === number);
-  }, 15_000).catch(() => {});
+  const deadline = Date.now() + 15_000;
+  let last = await held();
+  while (Object.values(last).some((count) => count !== number) && Date.now() < deadline) {
+    await pause(100);
+    last = await held();
+  }
   assert.deepEqual(last, expected);
 }
 
@@ -53,6 +67,12 @@ story("a tenant's counter that somebody else holds is told as unavailable, and w
   const { default: pg } = await import("pg");
   const other = new pg.Client({ connectionString: world.server.databaseUrl });
   await other.connect();
+  const noneIsOpen = async () => {
+    const { rows } = await other.query(`SELECT state FROM pg_stat_activity
+      WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND (state LIKE 'idle in transaction%' OR wait_event_type = 'Lock')`);
+    return rows.length === 0;
+  };
   try {
     await other.query("BEGIN");
     const { rowCount } = await other.query("SELECT head FROM lanes WHERE tenant_id = 'default' FOR UPDATE");
@@ -64,15 +84,17 @@ story("a tenant's counter that somebody else holds is told as unavailable, and w
       for (const person of [ana, ben]) {
         const sent = Date.now();
         const told = (answer) => ({ answer, sent: sent - held, took: Date.now() - sent });
-        attempts.push(sends(person, "algebra", "during").then(told));
+        attempts.push(sends(person, "algebra", "during").then(told, told));
       }
       await pause(300);
     }
     await pause(4000 - (Date.now() - held));
     await other.query("ROLLBACK");
     const back = Date.now();
+    // Before anything else is asked: a transaction that was given up is not continued by others.
+    await eventually("no transaction is left open", noneIsOpen, 1000);
     await eventually("work resumes", async () => (await sends(ana, "algebra", "after")).ok, 4000);
-    assert.ok(Date.now() - back <= 3300, `${Date.now() - back} ms`);
+    assert.ok(Date.now() - back <= 3000, `${Date.now() - back} ms`);
 
     for (const { answer, sent, took } of await Promise.all(attempts)) {
       const what = `sent after ${sent} ms, took ${took} ms: ${JSON.stringify(answer)}`;
@@ -86,12 +108,7 @@ story("a tenant's counter that somebody else holds is told as unavailable, and w
       const answer = await sends(number % 2 ? ana : ben, "algebra", `${number}`);
       assert.equal(answer.ok, true, `${number}: ${JSON.stringify(answer)}`);
     }
-    await eventually("no transaction is left open", async () => {
-      const { rows } = await other.query(`SELECT state FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid()
-          AND (state LIKE 'idle in transaction%' OR wait_event_type = 'Lock')`);
-      return rows.length === 0;
-    }, 2000);
+    await eventually("no transaction is left open", noneIsOpen, 1000);
     const { messages } = await ana.asks("chat-history", { roomId: "algebra", limit: 100 });
     assert.deepEqual(seqs(messages), range(1, messages.length));
   } finally {
@@ -137,8 +154,7 @@ story("who joins a room again and again hears every message once", { on: DATABAS
       assert.equal(answer.ok, true, JSON.stringify(answer));
     }
   }));
-  await Promise.all(publishing);
-  over = true;
+  await Promise.all(publishing).finally(() => (over = true));
   await Promise.all(joining);
   await member.settled();
   assert.deepEqual(faults.slice(0, 10), [], `${faults.length} faults, ${heard} heard, ${pages} pages`);
@@ -162,7 +178,7 @@ async function vanishes(server, userToken, when) {
   await within(10_000, "a WebSocket is gone", closed);
 }
 
-story("who connects and is gone at once leaves nothing behind", { on: DATABASES }, async (world) => {
+story("who connects and is gone at once leaves nothing behind", { on: DATABASES, ...MEASURED }, async (world) => {
   const { server } = world;
   const ana = await world.person("ana");
   await ana.joins("algebra");
@@ -177,9 +193,9 @@ story("who connects and is gone at once leaves nothing behind", { on: DATABASES 
   }
   const last = await ana.hears("user-status-change", (e) => e.userId === "mallory" && e.status === "offline", 15_000);
   assert.deepEqual(last, { userId: "mallory", userName: "mallory Name", status: "offline" });
-  await holds(server, 1);
+  await holds(1);
   ana.leaves();
-  await holds(server, 0);
+  await holds(0);
 });
 
 story("a room full of long messages can be joined and read from end to end", { on: DATABASES, ...FAST }, async (world) => {
@@ -433,9 +449,7 @@ story("the same clientMsgId with another file is another message, and refused", 
   const first = await ana.asks("send-message", { ...message, ...file });
   assert.equal(first.ok, true);
   assert.deepEqual(await ana.asks("send-message", { ...message, ...file }), first);
-  for (const other of [
-    { ...file, fileUrl: "/uploads/b.pdf" }, { ...file, fileName: "b.pdf" }, { ...file, fileSize: 8 }, {},
-  ]) {
+  for (const other of [{ ...file, fileUrl: "/uploads/b.pdf" }, {}]) {
     refused(await ana.asks("send-message", { ...message, ...other }), "IDEMPOTENCY_MISMATCH", "Failed to send message");
   }
   assert.equal((await ben.hears("receive-message")).file_url, "/uploads/a.pdf");
