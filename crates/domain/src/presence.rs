@@ -111,6 +111,17 @@ struct Entry {
     left_at: Option<Timestamp>,
 }
 
+/// What a socket's arrival means.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Coming {
+    /// The user had a socket, or lost the last one a moment ago.
+    WasHere,
+    /// The user came online just now; these are their rooms.
+    Online(Vec<RoomId>),
+    /// Nothing is known of the user: ask again with the rooms they are a member of.
+    RoomsNeeded,
+}
+
 /// A user's sockets, as seen from a room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sockets {
@@ -133,24 +144,20 @@ impl Presence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the user's rooms are already known here.
-    pub fn is_known(&self, tenant: &TenantId, user: &UserId) -> bool {
-        self.lock().users.contains_key(&(tenant.clone(), user.clone()))
-    }
-
-    /// Counts a socket in. `Some` with the user's rooms: they came online just now.
-    pub fn connected(&self, caller: &Caller, member_of: Vec<RoomId>) -> Option<Vec<RoomId>> {
+    /// Counts a socket in. Without `rooms` only where the user is here already.
+    pub fn connected(&self, caller: &Caller, rooms: Option<Vec<RoomId>>) -> Coming {
         let mut state = self.lock();
-        state.connections.insert(caller.connection.clone());
         let key = (caller.tenant.clone(), caller.user.clone());
-        state.last_seen.remove(&key);
         if let Some(entry) = state.users.get_mut(&key) {
             entry.sockets += 1;
             entry.left_at = None;
             entry.name.clone_from(&caller.name);
-            return None;
+            state.connections.insert(caller.connection.clone());
+            state.last_seen.remove(&key);
+            return Coming::WasHere;
         }
-        for room in &member_of {
+        let Some(rooms) = rooms else { return Coming::RoomsNeeded };
+        for room in &rooms {
             state
                 .online_members
                 .entry((caller.tenant.clone(), room.clone()))
@@ -160,12 +167,14 @@ impl Presence {
         let entry = Entry {
             name: caller.name.clone(),
             sockets: 1,
-            member_of: member_of.iter().cloned().collect(),
+            member_of: rooms.iter().cloned().collect(),
             joined: HashMap::new(),
             left_at: None,
         };
+        state.connections.insert(caller.connection.clone());
+        state.last_seen.remove(&key);
         state.users.insert(key, entry);
-        Some(member_of)
+        Coming::Online(rooms)
     }
 
     /// Counts a socket out. Returns the rooms in which the user has no other socket.

@@ -10,7 +10,7 @@ use crate::{
     },
     dispatch::{App, Caller, Cx, Effect, Emit},
     ids::{RoomId, TenantId, Timestamp, UserId},
-    presence::{self, Status, ToAcquainted, UserStatusChange},
+    presence::{self, Coming, Status, ToAcquainted, UserStatusChange},
     refusal::{Refusal, Told},
 };
 
@@ -62,15 +62,17 @@ impl Event for Told<'static> {
 
 /// A socket has connected: tells those who share a room, unless the user was already there.
 pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
-    let rooms = if app.presence.is_known(&caller.tenant, &caller.user) {
-        Vec::new()
-    } else {
+    let mut coming = app.presence.connected(caller, None);
+    if coming == Coming::RoomsNeeded {
         let mut reads = app.store.read().await?;
-        reads.rooms_of(&caller.tenant, &caller.user, presence::MAX_ROOMS).await?
-    };
-    match app.presence.connected(caller, rooms) {
-        Some(rooms) => Ok(vec![status_change(&caller.user, &caller.name, Status::Online, rooms)?]),
-        None => Ok(Vec::new()),
+        let rooms = reads.rooms_of(&caller.tenant, &caller.user, presence::MAX_ROOMS).await?;
+        coming = app.presence.connected(caller, Some(rooms));
+    }
+    match coming {
+        Coming::Online(rooms) => {
+            Ok(vec![status_change(&caller.user, &caller.name, Status::Online, rooms)?])
+        }
+        Coming::WasHere | Coming::RoomsNeeded => Ok(Vec::new()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use axum::{Router, extract::Request, routing::any};
 use carillon_domain::{
     App as Domain, Timestamp, chat,
@@ -11,7 +11,7 @@ use carillon_domain::{
 };
 use carillon_store::{Opener, SqlStore};
 use socketioxide::{ParserConfig, SocketIo};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -40,6 +40,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(45);
 const SILENCE: Duration = Duration::from_secs(10);
 /// Binary attachments of a packet; current clients refuse more.
 const MAX_ATTACHMENTS: usize = 10;
+
+/// Everything is committed by then; connections that hang are left to the process's end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a node differs between `dev` and `serve`.
 pub struct Options {
@@ -165,17 +168,25 @@ impl Node {
             }
         }
         let gateway = self.gateway.clone();
-        let jobs = tokio::spawn(jobs::run(gateway, self.limiter, self.edge, end.clone()));
+        let mut jobs = tokio::spawn(jobs::run(gateway, self.limiter, self.edge, end.clone()));
 
-        shutdown::signal().await?;
+        let failed = tokio::select! {
+            signal = shutdown::signal() => { signal?; None }
+            ended = &mut jobs => Some(ended),
+        };
         self.health.drain();
         // Balancers stop sending before the listener closes.
         tokio::time::sleep(self.drain_notice).await;
         shutdown::drain(&self.gateway, &stop, self.drain).await;
         end.cancel();
-        jobs.await.context("a job has failed")?;
-        self.store.close().await;
-        Ok(())
+        let ended = match failed {
+            Some(ended) => ended.context("a job has failed").and_then(|()| bail!("the jobs ended")),
+            None => jobs.await.context("a job has failed"),
+        };
+        if timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
+            tracing::warn!("the database does not let go");
+        }
+        ended
     }
 }
 

@@ -67,8 +67,11 @@ pub struct Identity {
 
 impl Authenticator {
     pub fn new(apps: &[config::App], auth: &config::Auth) -> anyhow::Result<Self> {
+        // A token that two apps could verify belongs to the default one.
+        let mut apps: Vec<&config::App> = apps.iter().collect();
+        apps.sort_by_key(|app| !app.default);
         let apps = apps
-            .iter()
+            .into_iter()
             .map(|app| App::new(app, auth).with_context(|| format!("in the app {:?}", app.id)))
             .collect::<anyhow::Result<_>>()?;
         Ok(Self { apps, max_age: auth.max_age.0 })

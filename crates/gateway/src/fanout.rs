@@ -37,6 +37,11 @@ pub fn user_room(tenant: &TenantId, user: &UserId) -> Room {
     format!("u\0{tenant}\0{user}").into()
 }
 
+/// All sockets of a tenant.
+pub fn tenant_room(tenant: &TenantId) -> Room {
+    format!("t\0{tenant}").into()
+}
+
 fn chat_room(tenant: &TenantId, room: &RoomId) -> Room {
     format!("r\0{tenant}\0{room}").into()
 }
@@ -62,6 +67,13 @@ struct Progress {
     early: BTreeMap<Offset, Emit>,
     /// The newest delivered, gapless up to `delivered`.
     recent: VecDeque<Emit>,
+}
+
+impl From<Offset> for Progress {
+    fn from(delivered: Offset) -> Self {
+        let (early, recent) = (BTreeMap::new(), VecDeque::new());
+        Self { delivered, early, recent }
+    }
 }
 
 impl Lane {
@@ -117,20 +129,41 @@ impl Fanout {
 
     /// Reads what this node has missed: after a hole, and once a second.
     pub async fn repair(&self) -> Result<(), Refusal> {
-        let known: Vec<(TenantId, Arc<Lane>)> = {
+        let known: Vec<(TenantId, Arc<Lane>, Offset)> = {
             let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-            lanes.iter().map(|(tenant, lane)| (tenant.clone(), lane.clone())).collect()
+            let with_progress = |(tenant, lane): (&TenantId, &Arc<Lane>)| {
+                (tenant.clone(), lane.clone(), lane.lock().delivered)
+            };
+            lanes.iter().map(with_progress).collect()
         };
         if known.is_empty() {
             return Ok(());
         }
         let heads: HashMap<TenantId, Offset> =
             self.domain.store.read().await?.heads().await?.into_iter().collect();
-        for (tenant, lane) in known {
+        let mut result = Ok(());
+        for (tenant, lane, delivered) in known {
             let head = heads.get(&tenant).copied().unwrap_or_default();
-            self.catch_up(&tenant, &lane, head).await?;
+            if head < delivered {
+                // What was delivered had been committed before the counter was read: the database
+                // was restored, or failed over to a copy that lagged. This node begins anew.
+                tracing::error!(tenant.id = %tenant, "the counter of {tenant} has gone back");
+                *lane.lock() = Progress::from(head);
+                self.close_all(&tenant);
+            } else if let Err(refusal) = self.catch_up(&tenant, &lane, head).await {
+                // One tenant that cannot be read does not stop the others.
+                result = Err(refusal);
+            }
         }
-        Ok(())
+        result
+    }
+
+    fn close_all(&self, tenant: &TenantId) {
+        for sid in self.hub.connections_in(&tenant_room(tenant)) {
+            if let Some(connection) = self.connections.get(sid) {
+                self.connections.kill(&connection, Closing::Gap);
+            }
+        }
     }
 
     /// Before the first socket of a tenant is let in: from here on this node delivers.
@@ -139,7 +172,7 @@ impl Fanout {
             return Ok(());
         }
         let delivered = self.domain.store.read().await?.head(tenant).await?;
-        let progress = Progress { delivered, early: BTreeMap::new(), recent: VecDeque::new() };
+        let progress = Progress::from(delivered);
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.entry(tenant.clone()).or_insert_with(|| Arc::new(Lane { state: progress.into() }));
         Ok(())
@@ -195,6 +228,9 @@ impl Fanout {
             for published in missed {
                 self.offer(tenant, lane, published.offset, published.emit);
             }
+            if lane.lock().delivered == from {
+                return Err(Refusal::internal(format!("the outbox of {tenant} has a hole")));
+            }
         }
     }
 
@@ -237,7 +273,7 @@ impl Fanout {
                 break;
             }
         }
-        // The client reloads its rooms when it comes back: better than a hole nobody knows of.
+        // Closed, the client knows that it may have missed something.
         self.connections.kill(&seat.connection, Closing::Gap);
     }
 

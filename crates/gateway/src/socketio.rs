@@ -24,7 +24,7 @@ use socketioxide::{
 use crate::{
     auth::Denied,
     connection::{Closing, Connection},
-    fanout::user_room,
+    fanout::{tenant_room, user_room},
     gateway::Gateway,
     inbox::{self, Asked, Item},
 };
@@ -147,7 +147,7 @@ async fn connect(
         joined: Joined::default(),
     };
     connection.rename(path, socket.id, caller.connection.as_str());
-    socket.join(user_room(&caller.tenant, &caller.user));
+    socket.join(vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)]);
     let seat = Arc::new(Seat {
         caller,
         connection,

@@ -37,6 +37,14 @@ export interface ChatMessage {
 /** The stable word for a refusal, one list for socket and HTTP. */
 export type Code = "INVALID" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "CONFLICT" | "RATE_LIMITED" | "TOO_LARGE" | "BUSY" | "UNAVAILABLE" | "INTERNAL" | "NOT_A_MEMBER" | "IDEMPOTENCY_MISMATCH";
 
+/** Where the caller stands in the room; the messages come as `room-joined`. */
+export interface Entered {
+  lastReadSeq: Seq;
+  roomId: string;
+  seq: Seq;
+  unreadCount: number;
+}
+
 /** A sign of life; the shipped frontend sends two every 30 s. */
 export type Heartbeat = Record<string, never>;
 
@@ -58,14 +66,6 @@ export interface HistoryPage {
 
 export interface JoinRoom {
   roomId: string;
-}
-
-/** Where the caller stands in the room; the messages come as `room-joined`. */
-export interface Joined {
-  lastReadSeq: Seq;
-  roomId: string;
-  seq: Seq;
-  unreadCount: number;
 }
 
 export interface LeaveRoom {
@@ -226,7 +226,7 @@ export interface UserStatusChange {
 
 export interface ClientToServerEvents {
   "heartbeat": (payload?: Heartbeat | null, acknowledge?: (reply: Reply<HeartbeatAck>) => void) => void;
-  "join-room": (payload: JoinRoom, acknowledge?: (reply: Reply<Joined>) => void) => void;
+  "join-room": (payload: JoinRoom, acknowledge?: (reply: Reply<Entered>) => void) => void;
   "leave-room": (payload: LeaveRoom, acknowledge?: (reply: Reply<Left>) => void) => void;
   "send-message": (payload: SendMessage, acknowledge?: (reply: Reply<MessageSent>) => void) => void;
   "typing-indicator": (payload: TypingIndicator, acknowledge?: (reply: Reply<Noted>) => void) => void;

@@ -25,7 +25,7 @@ pub struct JoinRoom {
 /// Where the caller stands in the room; the messages come as `room-joined`.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Joined {
+pub struct Entered {
     pub room_id: RoomId,
     pub seq: Seq,
     pub last_read_seq: Seq,
@@ -34,7 +34,7 @@ pub struct Joined {
 
 impl Command for JoinRoom {
     type In = Chat;
-    type Reply = Joined;
+    type Reply = Entered;
     const NAME: &'static str = "join-room";
     const POLICY: Policy = Policy::new(Class::Room, "Room ID is required", "Failed to join room");
     fn enters(&self) -> Option<&RoomId> {
@@ -46,7 +46,7 @@ impl Command for JoinRoom {
 }
 
 impl Handle for JoinRoom {
-    async fn handle(self, cx: &mut Cx<'_>) -> Result<Joined, Refusal> {
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<Entered, Refusal> {
         let (app, caller, now) = (cx.app, cx.caller, cx.now);
         let (tenant, user, room_id) = (&caller.tenant, &caller.user, self.room_id);
 
@@ -77,7 +77,7 @@ impl Handle for JoinRoom {
         )?;
         cx.join(room_id.clone(), after);
         tell_presence(cx, &room_id, is_new)?;
-        Ok(Joined { room_id, seq, last_read_seq, unread_count })
+        Ok(Entered { room_id, seq, last_read_seq, unread_count })
     }
 }
 
