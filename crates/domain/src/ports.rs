@@ -87,6 +87,8 @@ pub trait OutboxReads: Send {
 #[async_trait]
 pub trait UserReads: Send {
     async fn user(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<User>>;
+    /// When the user was last noted as being here.
+    async fn last_seen(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<Timestamp>>;
     /// Everybody who is suspended, in all tenants.
     async fn suspended_users(&mut self) -> Result<Vec<(TenantId, UserId)>>;
 }
@@ -101,6 +103,13 @@ pub trait UserWrites: Send {
         claims: &Claims,
         now: Timestamp,
     ) -> Result<User>;
+    /// Notes that these users are here.
+    async fn note_seen(
+        &mut self,
+        tenant: &TenantId,
+        users: &[UserId],
+        now: Timestamp,
+    ) -> Result<()>;
 }
 
 #[async_trait]

@@ -24,6 +24,8 @@ pub const EVENTS: &[EventRow] = &[event::<UserStatusChange>()];
 pub const GRACE: Duration = Duration::from_secs(5);
 /// Somebody seen within this time may come back with the token they had.
 pub const RETURN_WINDOW: Duration = Duration::from_mins(2);
+/// That somebody is here is noted in the database this often.
+pub const NOTED_EVERY: Duration = Duration::from_secs(30);
 /// Rooms considered when telling who shares a room with a user; the newest memberships.
 pub const MAX_ROOMS: u32 = 500;
 /// A larger room gets no snapshot of who is there.
@@ -109,6 +111,8 @@ struct Entry {
     joined: HashMap<RoomId, usize>,
     /// When the last socket went, while the grace runs.
     left_at: Option<Timestamp>,
+    /// When it was last noted in the database that the user is here.
+    noted_at: Option<Timestamp>,
 }
 
 /// What a socket's arrival means.
@@ -170,6 +174,7 @@ impl Presence {
             member_of: rooms.iter().cloned().collect(),
             joined: HashMap::new(),
             left_at: None,
+            noted_at: None,
         };
         state.connections.insert(caller.connection.clone());
         state.last_seen.remove(&key);
@@ -272,6 +277,19 @@ impl Presence {
         let key = (tenant.clone(), user.clone());
         state.users.get(&key).is_some_and(|entry| entry.sockets > 0)
             || state.last_seen.get(&key).is_some_and(|seen| seen.after(RETURN_WINDOW) >= now)
+    }
+
+    /// Those who are here and were last noted in the database so long ago, by tenant.
+    pub fn to_note(&self, now: Timestamp, ago: Duration) -> HashMap<TenantId, Vec<UserId>> {
+        let mut due: HashMap<TenantId, Vec<UserId>> = HashMap::new();
+        for ((tenant, user), entry) in &mut self.lock().users {
+            let is_due = entry.noted_at.is_none_or(|noted| noted.after(ago) <= now);
+            if entry.sockets > 0 && is_due {
+                entry.noted_at = Some(now);
+                due.entry(tenant.clone()).or_default().push(user.clone());
+            }
+        }
+        due
     }
 
     /// Users and sockets connected.

@@ -1,12 +1,14 @@
 //! What belongs to a connection rather than to a feature: coming, going, signs of life.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     contract::{
-        Class, Command, Event, EventRow, Everywhere, Handle, Policy, Route, Telling, ToCaller,
-        event, route,
+        Class, Command, Event, EventRow, Everywhere, Handle, Policy, Route, Scope, Telling,
+        ToCaller, event, route,
     },
     dispatch::{App, Caller, Cx, Effect, Emit},
     ids::{RoomId, TenantId, Timestamp, UserId},
@@ -74,6 +76,22 @@ pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusa
         }
         Coming::WasHere | Coming::RoomsNeeded => Ok(Vec::new()),
     }
+}
+
+/// At most so many users are noted in one transaction.
+const NOTED_AT_ONCE: usize = 200;
+
+/// Notes in the database who is here, unless that was done within `ago`.
+pub async fn note_seen(app: &App, ago: Duration) -> Result<(), Refusal> {
+    let now = app.clock.now();
+    for (tenant, users) in app.presence.to_note(now, ago) {
+        for some in users.chunks(NOTED_AT_ONCE) {
+            let mut tx = app.store.begin(&tenant, Scope::Rows).await?;
+            tx.note_seen(&tenant, some, now).await?;
+            tx.commit().await?;
+        }
+    }
+    Ok(())
 }
 
 /// What has become due: typing that was not repeated, users whose grace is over. Called a few

@@ -8,6 +8,7 @@ use carillon_domain::{
     App as Domain, Refusal, TenantId, Timestamp, UserId,
     contract::Scope,
     identity::{Claims, Role, User, UserStatus},
+    presence::RETURN_WINDOW,
 };
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, errors::ErrorKind};
 use serde_json::{Map, Value};
@@ -87,7 +88,7 @@ impl Authenticator {
         let verified = self.verify(token).ok_or(Denied::InvalidToken)?;
         let (app, claims) = (verified.app, verified.claims);
         let now = domain.clock.now();
-        if verified.has_expired && !self.may_return(domain, app, &claims, now) {
+        if verified.has_expired && !self.may_return(domain, app, &claims, now).await? {
             return Err(Denied::InvalidToken);
         }
         let user = find_user(domain, app, &claims, now)
@@ -118,9 +119,26 @@ impl Authenticator {
 
     /// An expired token may bring back somebody who was here a moment ago: the shipped frontend
     /// sends the token it captured when the page was loaded.
-    fn may_return(&self, domain: &Domain, app: &App, claims: &Claims, now: Timestamp) -> bool {
-        claims.issued_at.is_some_and(|issued| issued.after(self.max_age) >= now)
-            && domain.presence.is_recent(&app.tenant, &claims.user, now)
+    async fn may_return(
+        &self,
+        domain: &Domain,
+        app: &App,
+        claims: &Claims,
+        now: Timestamp,
+    ) -> Result<bool, Denied> {
+        if claims.issued_at.is_none_or(|issued| issued.after(self.max_age) < now) {
+            return Ok(false);
+        }
+        if domain.presence.is_recent(&app.tenant, &claims.user, now) {
+            return Ok(true);
+        }
+        // Perhaps here before this node was restarted.
+        let seen = async {
+            let mut reads = domain.store.read().await?;
+            reads.last_seen(&app.tenant, &claims.user).await
+        };
+        let seen = seen.await.map_err(Denied::Away)?;
+        Ok(seen.is_some_and(|seen| seen.after(RETURN_WINDOW) >= now))
     }
 }
 

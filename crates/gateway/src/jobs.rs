@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use carillon_domain::{Refusal, Timestamp, session};
+use carillon_domain::{Refusal, Timestamp, presence::NOTED_EVERY, session};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,8 @@ const RELAY: Duration = Duration::from_secs(1);
 const HOLE: Duration = Duration::from_millis(50);
 /// A suspended user is cut within a second.
 const SUSPENSIONS: Duration = Duration::from_millis(500);
+/// Who has just come is noted within this.
+const NOTE: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_secs(1);
 const FORGET: Duration = Duration::from_mins(1);
 /// Outbox rows are kept this long, and deleted so many at a time.
@@ -38,6 +40,7 @@ pub async fn run(
             relay(&gateway),
             suspensions(&gateway),
             sweep(&gateway),
+            note_seen(&gateway),
             forget(&gateway, &limiter),
             close(&gateway, edge),
         )
@@ -117,6 +120,16 @@ async fn sweep(gateway: &Gateway) {
         gateway.connections.sweep();
         let (users, sockets) = gateway.domain.presence.counts();
         gateway.metrics.present(gateway.connections.len(), sockets, users);
+    }
+}
+
+async fn note_seen(gateway: &Gateway) {
+    let mut was_away = false;
+    let mut ticks = every(NOTE);
+    loop {
+        ticks.tick().await;
+        let result = session::note_seen(&gateway.domain, NOTED_EVERY).await;
+        was_away = report("noting who is here", result, was_away);
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use carillon_domain::session;
 use tokio::{
     signal::unix::{SignalKind, signal as listen},
     time::{Instant, sleep, timeout_at},
@@ -31,6 +32,9 @@ pub async fn drain(gateway: &Gateway, stop: &CancellationToken, at_most: Duratio
     let deadline = Instant::now() + at_most;
     tracing::info!("draining");
     stop.cancel();
+    if session::note_seen(&gateway.domain, Duration::ZERO).await.is_err() {
+        tracing::warn!("who is here could not be noted; expired tokens will not be taken back");
+    }
     let connections = gateway.connections.all();
     let wave = connections.len().div_ceil(WAVES).max(1);
     for (index, some) in connections.chunks(wave).enumerate() {

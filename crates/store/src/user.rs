@@ -15,6 +15,9 @@ use crate::{
 
 const GET: &str = "SELECT id, name, role, avatar, status, claims_issued_at FROM users
     WHERE tenant_id = $1 AND id = $2";
+const LAST_SEEN: &str = "SELECT last_seen FROM online_users WHERE tenant_id = $1 AND user_id = $2";
+const NOTE_SEEN: &str = "INSERT INTO online_users (tenant_id, user_id, last_seen)
+    VALUES ($1, $2, $3) ON CONFLICT (tenant_id, user_id) DO UPDATE SET last_seen = excluded.last_seen";
 const SUSPENDED: &str = "SELECT tenant_id, id FROM users WHERE status = 'SUSPENDED'";
 const PROVISION: &str = "INSERT INTO users
     (tenant_id, id, name, email, role, status, claims_issued_at, created_at, updated_at)
@@ -61,6 +64,17 @@ impl UserReads for SqlTx {
         row.map(Row::user).transpose()
     }
 
+    async fn last_seen(
+        &mut self,
+        tenant: &TenantId,
+        user: &UserId,
+    ) -> Result<Option<Timestamp>, Refusal> {
+        let seen: Option<Time> = on!(self.conn(), c => sqlx::query_scalar(LAST_SEEN)
+            .bind(tenant.as_str()).bind(user.as_str()).fetch_optional(c).await)
+        .map_err(refusal)?;
+        Ok(seen.map(Timestamp::from))
+    }
+
     async fn suspended_users(&mut self) -> Result<Vec<(TenantId, UserId)>, Refusal> {
         let rows: Vec<(String, String)> =
             on!(self.conn(), c => sqlx::query_as(SUSPENDED).fetch_all(c).await).map_err(refusal)?;
@@ -87,5 +101,20 @@ impl UserWrites for SqlTx {
             .execute(c).await.map(|_| ()))
         .map_err(refusal)?;
         self.user(tenant, &claims.user).await?.ok_or(Refusal::NotFound)
+    }
+
+    async fn note_seen(
+        &mut self,
+        tenant: &TenantId,
+        users: &[UserId],
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        for user in users {
+            on!(self.conn(), c => sqlx::query(NOTE_SEEN)
+                .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now))
+                .execute(c).await.map(|_| ()))
+            .map_err(refusal)?;
+        }
+        Ok(())
     }
 }

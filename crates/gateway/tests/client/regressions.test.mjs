@@ -11,7 +11,7 @@ import { after, test } from "node:test";
 import { promisify } from "node:util";
 import { WebSocket } from "ws";
 import {
-  DATABASES, POSTGRES, SECRET, binary, eventually, pause, refused, silent, story, token, uniqueRoom,
+  DATABASES, POSTGRES, Person, SECRET, binary, eventually, pause, refused, silent, story, token, uniqueRoom,
   within,
 } from "./harness.mjs";
 import { Polling, Raw } from "./raw.mjs";
@@ -477,3 +477,24 @@ story("a database that counts from earlier on closes its tenant's clients, and g
   assert.equal((await sends(ana, "algebra", "four")).ok, true);
   await ana.hears("receive-message", (e) => e.message === "four");
 });
+
+for (const [end, how] of Object.entries({ "a deploy": "terminate", "a power cut": "kill" })) {
+  story(`who was here a moment ago comes back after ${end} with a token that has expired meanwhile`, {
+    env: { CARILLON_AUTH__LEEWAY: "0s" },
+  }, async (world) => {
+    const { server } = world;
+    const exp = Math.floor(Date.now() / 1000) + 3;
+    const ana = await world.person("ana", { claims: { exp }, reconnection: true, reconnectionDelay: 100 });
+    const refusals = [];
+    ana.socket.on("connect_error", (error) => refusals.push(error.message));
+    // Past the expiry, and past the time within which it is noted who is here.
+    await pause(exp * 1000 - Date.now() + 1100);
+    await server[how]();
+    const back = new Promise((resolve) => ana.socket.once("connect", resolve));
+    await server.restart();
+    await within(8000, "ana is connected again", back);
+    assert.deepEqual(refusals.filter((message) => message.startsWith("Authentication")), []);
+    const stranger = Person.connect(server, "eve", { claims: { exp } });
+    await assert.rejects(stranger, /Authentication error: Invalid token/);
+  });
+}

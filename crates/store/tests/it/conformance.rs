@@ -141,7 +141,15 @@ async fn a_row_made_from_claims_follows_newer_tokens_only() {
         let row = tx.provision_user(&t, &claims("New", Role::Student, 9_000), NOW).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!((row.name.as_str(), row.status), ("Ana Maria", UserStatus::Suspended));
+        let mut tx = world.store.begin(&t, Scope::Rows).await.unwrap();
+        for seen in [NOW, Timestamp(NOW.0 + 5)] {
+            tx.note_seen(&t, &[user("ana"), user("ben")], seen).await.unwrap();
+        }
+        tx.commit().await.unwrap();
         let mut reads = world.store.read().await.unwrap();
+        let seen = reads.last_seen(&t, &user("ben")).await.unwrap();
+        assert_eq!(seen, Some(Timestamp(NOW.0 + 5)));
+        assert_eq!(reads.last_seen(&t, &user("eve")).await.unwrap(), None);
         assert_eq!(reads.suspended_users().await.unwrap(), [(t.clone(), user("ana"))]);
         assert!(reads.user(&tenant("other"), &user("ana")).await.unwrap().is_none());
     }
