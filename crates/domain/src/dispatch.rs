@@ -180,6 +180,9 @@ impl<'a> Cx<'a> {
     /// Outbox rows, COMMIT, and only now the effects.
     async fn commit(mut self) -> Result<Vec<Effect>, Refusal> {
         let durable = durable(&mut self.effects);
+        if !durable.is_empty() && self.scope == Scope::Rows {
+            return Err(Refusal::internal("a durable event outside the lane"));
+        }
         if !durable.is_empty() {
             let rows: Vec<&Emit> = durable.iter().map(|emit| &**emit).collect();
             let tenant = self.caller.tenant.clone();
