@@ -100,8 +100,10 @@ pub trait Command: DeserializeOwned + Serialize + JsonSchema + Send + 'static {
     fn room(&self) -> Option<&RoomId> {
         None
     }
-    /// `Some`: the room whose history this command shows, and which its socket is in afterwards.
-    /// Live delivery of it to the socket stands still meanwhile, so that nothing comes twice.
+    /// True: shows the history of [`Self::enters`], and its socket is in that room afterwards.
+    /// Live delivery of the room to the socket stands still meanwhile, so that nothing comes twice.
+    const SHOWS_ROOM: bool = false;
+    /// The room that is shown.
     fn enters(&self) -> Option<&RoomId> {
         None
     }
@@ -279,8 +281,9 @@ pub struct Route {
     pub payload: fn() -> Schema,
     pub reply: fn() -> Schema,
     pub example: fn() -> String,
-    /// [`Command::enters`] of a payload; `None` also where it does not decode.
-    pub enters: fn(&RawValue) -> Option<RoomId>,
+    /// [`Command::enters`] of a payload, for commands that show a room; `None` also where the
+    /// payload does not decode.
+    pub enters: Option<fn(&RawValue) -> Option<RoomId>>,
     pub run: Run,
 }
 
@@ -295,6 +298,10 @@ fn sent<T: JsonSchema>() -> Schema {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
 }
 
+fn entered<C: Command>(payload: &RawValue) -> Option<RoomId> {
+    serde_json::from_str::<C>(payload.get()).ok()?.enters().cloned()
+}
+
 pub const fn route<C: Handle>() -> Route {
     Route {
         name: C::NAME,
@@ -303,7 +310,7 @@ pub const fn route<C: Handle>() -> Route {
         payload: || schema_for!(C),
         reply: sent::<C::Reply>,
         example: || serde_json::to_string(&C::example()).expect("an example is plain data"),
-        enters: |payload| serde_json::from_str::<C>(payload.get()).ok()?.enters().cloned(),
+        enters: if C::SHOWS_ROOM { Some(entered::<C>) } else { None },
         run: run::<C>,
     }
 }

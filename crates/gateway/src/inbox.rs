@@ -190,7 +190,7 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
     let work = async {
         let result = match (route, payload) {
             (Some(route), Ok(payload)) => {
-                let again = (route.enters)(payload);
+                let again = route.enters.and_then(|enters| enters(payload));
                 let again =
                     again.and_then(|room| Some((gateway.fanout.pause(&seat, &room)?, room)));
                 let acknowledged = ack.is_some();

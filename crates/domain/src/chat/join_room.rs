@@ -37,6 +37,7 @@ impl Command for JoinRoom {
     type Reply = Entered;
     const NAME: &'static str = "join-room";
     const POLICY: Policy = Policy::new(Class::Room, "Room ID is required", "Failed to join room");
+    const SHOWS_ROOM: bool = true;
     fn enters(&self) -> Option<&RoomId> {
         Some(&self.room_id)
     }
