@@ -19,7 +19,7 @@ mod shutdown;
 mod socketio;
 mod token;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use axum::Router;
 use clap::{Parser, Subcommand};
@@ -83,8 +83,19 @@ impl WithConfig {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    match run(Cli::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One sentence with its causes; a backtrace would bury it.
+            eprintln!("carillon: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Dev => dev::run().await,
         Command::Serve(with) => {
             let config = with.load()?;
