@@ -10,11 +10,12 @@ use serde_json::value::RawValue;
 use crate::{
     chat,
     dispatch::{BoxFuture, Cx, run},
+    exam,
     identity::Role,
     ids::{RoomId, UserId},
-    notification, presence,
+    leaderboard, notification, presence,
     refusal::{Code, Refusal},
-    session,
+    session, study_group,
 };
 
 /// A set of Socket.IO namespaces that carry the same events: views of one platform.
@@ -48,6 +49,8 @@ pub enum Address {
     Others(RoomId, UserId),
     /// Every socket of a user and every socket in any of the rooms, each once.
     Around(UserId, Vec<RoomId>),
+    /// Every socket of the tenant.
+    Tenant,
 }
 
 /// A kind of address; an event names the only kind it can be sent to.
@@ -76,6 +79,8 @@ addresses! {
     ToUser(user: UserId) = "all sockets of one user" => Address::User(user);
     /// The whole room, the sender included.
     ToRoom(room: RoomId) = "the room" => Address::Room(room);
+    /// Everybody of the tenant.
+    ToTenant() = "everybody of the tenant" => Address::Tenant;
     /// The room without the sockets of the user it is about.
     ToOthers(room: RoomId, user: UserId) = "the others in the room" => Address::Others(room, user);
 }
@@ -86,6 +91,7 @@ pub trait Event: Serialize + JsonSchema + 'static {
     type To: To;
     const NAME: &'static str;
     /// True: an outbox row in the transaction of the command, delivered in the tenant's order.
+    /// Addressed to the caller it is an answer all the same, and no row.
     const DURABLE: bool = false;
 }
 
@@ -132,6 +138,16 @@ pub enum Class {
     Read,
     /// Joining, leaving and reading rooms.
     Room,
+    /// Sitting an exam: nothing else drains this bucket.
+    Exam,
+    /// Looking at leaderboards.
+    Leaderboard,
+    /// Sending and reading notifications.
+    Notification,
+    /// Making, joining and leaving study groups.
+    StudyGroup,
+    /// What a school's backend asks through the server API, by key.
+    Api,
     /// Signs of life.
     Heartbeat,
     /// What is no command at all.
@@ -139,8 +155,19 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: &'static [Self] =
-        &[Self::Message, Self::Typing, Self::Read, Self::Room, Self::Heartbeat, Self::Invalid];
+    pub const ALL: &'static [Self] = &[
+        Self::Message,
+        Self::Typing,
+        Self::Read,
+        Self::Room,
+        Self::Exam,
+        Self::Leaderboard,
+        Self::Notification,
+        Self::StudyGroup,
+        Self::Api,
+        Self::Heartbeat,
+        Self::Invalid,
+    ];
 
     /// The name in configuration and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -149,6 +176,11 @@ impl Class {
             Self::Typing => "typing",
             Self::Read => "read",
             Self::Room => "room",
+            Self::Exam => "exam",
+            Self::Leaderboard => "leaderboard",
+            Self::Notification => "notification",
+            Self::StudyGroup => "study_group",
+            Self::Api => "api",
             Self::Heartbeat => "heartbeat",
             Self::Invalid => "invalid",
         }
@@ -157,10 +189,13 @@ impl Class {
     /// The default: so many in a period, refilled evenly.
     pub const fn default_rate(self) -> Rate {
         match self {
-            Self::Message => Rate::per_minute(60),
+            Self::Message | Self::StudyGroup => Rate::per_minute(60),
             Self::Typing | Self::Room => Rate::per_minute(240),
-            Self::Read => Rate::per_minute(1_200),
-            Self::Heartbeat | Self::Invalid => Rate::per_minute(120),
+            Self::Read | Self::Exam => Rate::per_minute(1_200),
+            Self::Heartbeat | Self::Leaderboard | Self::Notification | Self::Invalid => {
+                Rate::per_minute(120)
+            }
+            Self::Api => Rate::per_minute(12_000),
         }
     }
 }
@@ -253,6 +288,10 @@ impl Policy {
     #[must_use]
     pub const fn texts(self, texts: &'static [(Code, &'static str)]) -> Self {
         Self { texts, ..self }
+    }
+    #[must_use]
+    pub const fn roles(self, roles: &'static [Role]) -> Self {
+        Self { roles: Some(roles), ..self }
     }
 
     /// The contract's text for a refusal of this command.
@@ -347,11 +386,25 @@ impl<E: Event> RowOf<E> {
 }
 
 /// Everything a client can ask, by domain.
-pub const COMMANDS: &[&[Route]] = &[session::COMMANDS, chat::COMMANDS];
+pub const COMMANDS: &[&[Route]] = &[
+    session::COMMANDS,
+    chat::COMMANDS,
+    exam::COMMANDS,
+    leaderboard::COMMANDS,
+    notification::COMMANDS,
+    study_group::COMMANDS,
+];
 
 /// Everything the server can tell, by domain.
-pub const EVENTS: &[&[EventRow]] =
-    &[session::EVENTS, presence::EVENTS, chat::EVENTS, notification::EVENTS];
+pub const EVENTS: &[&[EventRow]] = &[
+    session::EVENTS,
+    presence::EVENTS,
+    chat::EVENTS,
+    exam::EVENTS,
+    leaderboard::EVENTS,
+    notification::EVENTS,
+    study_group::EVENTS,
+];
 
 /// The command of that name in that namespace.
 pub fn find_command(path: &str, name: &str) -> Option<&'static Route> {

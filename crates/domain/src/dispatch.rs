@@ -43,7 +43,11 @@ impl fmt::Debug for App {
     }
 }
 
-/// Who asks: one socket of a user, or the system itself.
+/// The name under which the system acts by itself; it begins with a space,
+/// as no backend's ids do.
+const SYSTEM: &str = " system";
+
+/// Who asks: one socket of a user, a backend with a key, or the system itself.
 #[derive(Debug)]
 pub struct Caller {
     pub tenant: TenantId,
@@ -55,6 +59,26 @@ pub struct Caller {
     /// The rooms this socket has joined. Changed by the fanout when a `Join` or `Leave` takes
     /// effect, never by a handler.
     pub joined: Joined,
+}
+
+impl Caller {
+    /// What happens by itself: deadlines, releases, repairs.
+    pub fn system(tenant: &TenantId) -> Self {
+        Self::agent(tenant, SYSTEM)
+    }
+
+    /// Somebody who is no user and has every right: named in journals and audits by `name`.
+    pub fn agent(tenant: &TenantId, name: &str) -> Self {
+        Self {
+            tenant: tenant.clone(),
+            user: UserId::new(name).unwrap_or_else(|_| UserId::new(SYSTEM).expect("a sound id")),
+            name: name.trim().to_owned(),
+            avatar: None,
+            role: Role::SuperAdmin,
+            connection: ConnectionId::new("system").expect("a sound id"),
+            joined: Joined::default(),
+        }
+    }
 }
 
 /// The rooms of one socket.
@@ -88,6 +112,14 @@ pub enum Effect {
         after: Offset,
     },
     Leave(RoomId),
+    /// The caller's socket hears the room from now on; it was shown nothing of it.
+    Hear(RoomId),
+    /// Every socket of the user hears the room from now on.
+    Admit(UserId, RoomId),
+    /// No socket of the user hears the room any more.
+    Expel(UserId, RoomId),
+    /// Every socket of the user is disconnected for good.
+    Cut(UserId),
 }
 
 /// An event on its way out, encoded once.
@@ -131,15 +163,8 @@ pub struct Cx<'a> {
 }
 
 impl<'a> Cx<'a> {
-    pub fn new(
-        app: &'a App,
-        caller: &'a Caller,
-        policy: &Policy,
-        now: Timestamp,
-        acknowledged: bool,
-    ) -> Self {
-        let scope = policy.scope;
-        Self { app, caller, now, acknowledged, scope, tx: None, effects: Vec::new() }
+    pub fn new(app: &'a App, caller: &'a Caller, scope: Scope, now: Timestamp) -> Self {
+        Self { app, caller, now, acknowledged: false, scope, tx: None, effects: Vec::new() }
     }
 
     /// The transaction, opened at the first call: a command that never asks never touches the
@@ -178,7 +203,7 @@ impl<'a> Cx<'a> {
     }
 
     /// Outbox rows, COMMIT, and only now the effects.
-    async fn commit(mut self) -> Result<Vec<Effect>, Refusal> {
+    pub async fn commit(mut self) -> Result<Vec<Effect>, Refusal> {
         let durable = durable(&mut self.effects);
         if !durable.is_empty() && self.scope == Scope::Rows {
             return Err(Refusal::internal("a durable event outside the lane"));
@@ -205,9 +230,9 @@ impl<'a> Cx<'a> {
 fn durable(effects: &mut [Effect]) -> Vec<&mut Emit> {
     effects
         .iter_mut()
-        .filter_map(|effect| match effect {
-            Effect::Emit(emit) if emit.row.durable => Some(emit),
-            Effect::Emit(_) | Effect::Join { .. } | Effect::Leave(_) => None,
+        .filter_map(|effect| {
+            let Effect::Emit(emit) = effect else { return None };
+            (emit.row.durable && emit.to != Address::Caller).then_some(emit)
         })
         .collect()
 }
@@ -222,7 +247,8 @@ pub async fn dispatch(
     acknowledged: bool,
 ) -> Result<Done, Refusal> {
     admit(app, caller, &route.policy, payload)?;
-    let mut cx = Cx::new(app, caller, &route.policy, now, acknowledged);
+    let mut cx = Cx::new(app, caller, route.policy.scope, now);
+    cx.acknowledged = acknowledged;
     let reply = (route.run)(&mut cx, payload).await?;
     let effects = cx.commit().await?;
     Ok(Done { reply, effects })

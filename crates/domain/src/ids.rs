@@ -13,8 +13,11 @@ pub const MAX_ID_CHARS: usize = 128;
 #[error("an id is 1 to 128 characters without control characters")]
 pub struct InvalidId;
 
+/// A room of an exam or a study group is named after an id of that length, with a prefix.
+const MAX_ROOM_ID_CHARS: usize = MAX_ID_CHARS + 16;
+
 macro_rules! text_id {
-    ($($(#[$doc:meta])* $name:ident)*) => {$(
+    ($($(#[$doc:meta])* $name:ident <= $max:ident)*) => {$(
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(Arc<str>);
@@ -24,7 +27,7 @@ macro_rules! text_id {
             pub fn new(text: impl AsRef<str>) -> Result<Self, InvalidId> {
                 let text = text.as_ref();
                 let sound = !text.is_empty()
-                    && text.chars().count() <= MAX_ID_CHARS
+                    && text.chars().count() <= $max
                     && !text.chars().any(char::is_control);
                 if sound { Ok(Self(text.into())) } else { Err(InvalidId) }
             }
@@ -74,18 +77,45 @@ macro_rules! text_id {
 
 text_id! {
     /// A school or company; nothing crosses from one to another.
-    TenantId
+    TenantId <= MAX_ID_CHARS
     /// A person, as the credential names them.
-    UserId
+    UserId <= MAX_ID_CHARS
     /// A chat room, as clients name it.
-    RoomId
+    RoomId <= MAX_ROOM_ID_CHARS
     /// A chat message; minted here as a `UUIDv7`.
-    MessageId
+    MessageId <= MAX_ID_CHARS
     /// A stored notification; minted here as a `UUIDv7`.
-    NotificationId
+    NotificationId <= MAX_ID_CHARS
     /// One Socket.IO socket or WebSocket, as others may see it: 20 characters, as Node's. The
     /// engine's session id is a secret and something else.
-    ConnectionId
+    ConnectionId <= MAX_ID_CHARS
+    /// An exam, as the school's backend names it.
+    ExamId <= MAX_ID_CHARS
+    /// A question of an exam's paper.
+    QuestionId <= MAX_ID_CHARS
+    /// One student's attempt at an exam; minted here as a `UUIDv7`.
+    AttemptId <= MAX_ID_CHARS
+    /// The result of an attempt; minted here as a `UUIDv7`.
+    ResultId <= MAX_ID_CHARS
+    /// A study group; minted here as a `UUIDv7`.
+    GroupId <= MAX_ID_CHARS
+}
+
+impl RoomId {
+    /// The room of everybody who sits an exam.
+    pub fn of_exam(exam: &ExamId) -> Self {
+        Self(format!("exam:{exam}").into())
+    }
+
+    /// The exam this is the room of.
+    pub fn exam(&self) -> Option<ExamId> {
+        ExamId::new(self.0.strip_prefix("exam:")?).ok()
+    }
+
+    /// Whether this is the room of a study group.
+    pub fn is_study_group(&self) -> bool {
+        self.0.starts_with("study-group:")
+    }
 }
 
 /// A position in everything a tenant has published: gapless, in commit order.
@@ -167,8 +197,11 @@ mod tests {
         assert!(RoomId::new("mentor:7").is_ok());
         assert!(RoomId::new("é".repeat(128)).is_ok());
         for bad in ["", "a\nb", &"x".repeat(129)] {
-            assert!(RoomId::new(bad).is_err(), "{bad:?}");
+            assert!(UserId::new(bad).is_err(), "{bad:?}");
         }
+        let exam = ExamId::new("x".repeat(128)).unwrap();
+        let room = RoomId::new(RoomId::of_exam(&exam).as_str()).unwrap();
+        assert_eq!(room.exam(), Some(exam));
         assert!(serde_json::from_str::<RoomId>("7").is_err());
     }
 }

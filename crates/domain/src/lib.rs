@@ -6,13 +6,16 @@
 pub mod chat;
 pub mod contract;
 pub mod dispatch;
+pub mod exam;
 pub mod identity;
 pub mod ids;
+pub mod leaderboard;
 pub mod notification;
 pub mod ports;
 pub mod presence;
 pub mod refusal;
 pub mod session;
+pub mod study_group;
 
 pub use contract::{COMMANDS, EVENTS};
 pub use dispatch::{App, Caller, Cx, Done, Effect, Emit};

@@ -96,6 +96,8 @@ struct State {
     users: HashMap<Key, Entry>,
     /// Members of a room who are online, in it or not.
     online_members: HashMap<(TenantId, RoomId), HashSet<UserId>>,
+    /// How many users have a socket in a room.
+    occupants: HashMap<(TenantId, RoomId), usize>,
     connections: HashSet<ConnectionId>,
     /// Users whose last socket is gone, and when it went; kept for [`RETURN_WINDOW`].
     last_seen: HashMap<Key, Timestamp>,
@@ -191,10 +193,14 @@ impl Presence {
         let key = (caller.tenant.clone(), caller.user.clone());
         let Some(entry) = state.users.get_mut(&key) else { return Vec::new() };
         entry.sockets = entry.sockets.saturating_sub(1);
-        let left = caller.joined.all().into_iter().filter(|room| entry.socket_left(room)).collect();
+        let left: Vec<RoomId> =
+            caller.joined.all().into_iter().filter(|room| entry.socket_left(room)).collect();
         if entry.sockets == 0 {
             entry.left_at = Some(now);
             state.last_seen.insert(key, now);
+        }
+        for room in &left {
+            state.vacated(&caller.tenant, &caller.user, room);
         }
         left
     }
@@ -204,8 +210,13 @@ impl Presence {
         let mut state = self.lock();
         let key = (caller.tenant.clone(), caller.user.clone());
         let Some(entry) = state.users.get_mut(&key) else { return };
-        *entry.joined.entry(room.clone()).or_default() += 1;
+        let sockets = entry.joined.entry(room.clone()).or_default();
+        *sockets += 1;
+        let is_first = *sockets == 1;
         entry.member_of.insert(room.clone());
+        if is_first {
+            *state.occupants.entry((caller.tenant.clone(), room.clone())).or_default() += 1;
+        }
         state
             .online_members
             .entry((caller.tenant.clone(), room.clone()))
@@ -216,9 +227,29 @@ impl Presence {
     /// A socket has left a room.
     pub fn left(&self, caller: &Caller, room: &RoomId) {
         let key = (caller.tenant.clone(), caller.user.clone());
-        if let Some(entry) = self.lock().users.get_mut(&key) {
-            entry.socket_left(room);
+        let mut state = self.lock();
+        if state.users.get_mut(&key).is_some_and(|entry| entry.socket_left(room)) {
+            state.vacated(&caller.tenant, &caller.user, room);
         }
+    }
+
+    /// The user is no member of the room any more.
+    pub fn forget_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
+        self.lock().forget_member(tenant, user, room);
+    }
+
+    /// How many users have a socket in the room.
+    pub fn occupants(&self, tenant: &TenantId, room: &RoomId) -> usize {
+        let key = (tenant.clone(), room.clone());
+        self.lock().occupants.get(&key).copied().unwrap_or(0)
+    }
+
+    /// The study groups a user who is here belongs to, as rooms.
+    pub fn group_rooms(&self, tenant: &TenantId, user: &UserId) -> Vec<RoomId> {
+        let state = self.lock();
+        let entry = state.users.get(&(tenant.clone(), user.clone()));
+        let rooms = entry.into_iter().flat_map(|entry| &entry.member_of);
+        rooms.filter(|room| room.is_study_group()).cloned().collect()
     }
 
     /// How many of the user's sockets are in the room, and how many are not.
@@ -319,6 +350,36 @@ impl Presence {
                 Gone { tenant, user, name: entry.name, rooms }
             })
             .collect()
+    }
+}
+
+impl State {
+    /// The last socket of the user has left the room.
+    fn vacated(&mut self, tenant: &TenantId, user: &UserId, room: &RoomId) {
+        let key = (tenant.clone(), room.clone());
+        if let Some(users) = self.occupants.get_mut(&key) {
+            *users -= 1;
+            if *users == 0 {
+                self.occupants.remove(&key);
+            }
+        }
+        // Who is in an exam is a member for that long.
+        if room.exam().is_some() {
+            self.forget_member(tenant, user, room);
+        }
+    }
+
+    fn forget_member(&mut self, tenant: &TenantId, user: &UserId, room: &RoomId) {
+        if let Some(entry) = self.users.get_mut(&(tenant.clone(), user.clone())) {
+            entry.member_of.remove(room);
+        }
+        let key = (tenant.clone(), room.clone());
+        if let Some(users) = self.online_members.get_mut(&key) {
+            users.remove(user);
+            if users.is_empty() {
+                self.online_members.remove(&key);
+            }
+        }
     }
 }
 

@@ -22,6 +22,12 @@ pub enum Code {
     Internal,
     NotAMember,
     IdempotencyMismatch,
+    AttemptClosed,
+    Paused,
+    Superseded,
+    UnknownQuestion,
+    GroupFull,
+    AlreadyMember,
 }
 
 impl Code {
@@ -40,6 +46,12 @@ impl Code {
             Self::Internal => "INTERNAL",
             Self::NotAMember => "NOT_A_MEMBER",
             Self::IdempotencyMismatch => "IDEMPOTENCY_MISMATCH",
+            Self::AttemptClosed => "ATTEMPT_CLOSED",
+            Self::Paused => "PAUSED",
+            Self::Superseded => "SUPERSEDED",
+            Self::UnknownQuestion => "UNKNOWN_QUESTION",
+            Self::GroupFull => "GROUP_FULL",
+            Self::AlreadyMember => "ALREADY_MEMBER",
         }
     }
 }
@@ -66,6 +78,21 @@ pub enum Refusal {
     NotAMember,
     #[error("the key was used for something else")]
     IdempotencyMismatch,
+    /// It contradicts what there is; the text is safe to show.
+    #[error("{0}")]
+    Conflict(Cow<'static, str>),
+    /// The attempt, or the exam, takes nothing any more; the text is safe to show.
+    #[error("{0}")]
+    AttemptClosed(Cow<'static, str>),
+    #[error("the attempt is paused")]
+    Paused,
+    /// The paper has no such question.
+    #[error("{0}")]
+    UnknownQuestion(Cow<'static, str>),
+    #[error("the study group is full")]
+    GroupFull,
+    #[error("already a member")]
+    AlreadyMember,
     #[error("too many requests")]
     RateLimited { retry_after: Duration },
     #[error("overloaded")]
@@ -96,6 +123,12 @@ impl Refusal {
             Self::NotFound => Code::NotFound,
             Self::NotAMember => Code::NotAMember,
             Self::IdempotencyMismatch => Code::IdempotencyMismatch,
+            Self::Conflict(_) => Code::Conflict,
+            Self::AttemptClosed(_) => Code::AttemptClosed,
+            Self::Paused => Code::Paused,
+            Self::UnknownQuestion(_) => Code::UnknownQuestion,
+            Self::GroupFull => Code::GroupFull,
+            Self::AlreadyMember => Code::AlreadyMember,
             Self::RateLimited { .. } => Code::RateLimited,
             Self::Busy { .. } => Code::Busy,
             Self::Unavailable(_) => Code::Unavailable,
@@ -115,7 +148,12 @@ impl Refusal {
     /// What more can be said to the caller than the contract's text.
     fn detail(&self) -> Option<&str> {
         match self {
-            Self::Required(text) | Self::Invalid(text) | Self::TooLarge(text) => Some(text),
+            Self::Required(text)
+            | Self::Invalid(text)
+            | Self::TooLarge(text)
+            | Self::Conflict(text)
+            | Self::AttemptClosed(text)
+            | Self::UnknownQuestion(text) => Some(text),
             _ => None,
         }
     }

@@ -12,6 +12,7 @@ use crate::{
     },
     dispatch::{App, Caller, Cx, Effect, Emit},
     ids::{RoomId, TenantId, Timestamp, UserId},
+    notification,
     presence::{self, Coming, Status, ToAcquainted, UserStatusChange},
     refusal::{Refusal, Told},
 };
@@ -62,7 +63,12 @@ impl Event for Told<'static> {
     const NAME: &'static str = "error";
 }
 
-/// A socket has connected: tells those who share a room, unless the user was already there.
+/// Listeners are in place this long after a socket has come: a page opens two, and only the newer
+/// one listens.
+pub const SETTLING: Duration = Duration::from_secs(1);
+
+/// A socket has connected: it hears its user's study groups, and those who share a room are told,
+/// unless the user was already there.
 pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
     let mut coming = app.presence.connected(caller, None);
     if coming == Coming::RoomsNeeded {
@@ -70,12 +76,17 @@ pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusa
         let rooms = reads.rooms_of(&caller.tenant, &caller.user, presence::MAX_ROOMS).await?;
         coming = app.presence.connected(caller, Some(rooms));
     }
-    match coming {
-        Coming::Online(rooms) => {
-            Ok(vec![status_change(&caller.user, &caller.name, Status::Online, rooms)?])
-        }
-        Coming::WasHere | Coming::RoomsNeeded => Ok(Vec::new()),
+    let groups = app.presence.group_rooms(&caller.tenant, &caller.user);
+    let mut effects: Vec<Effect> = groups.into_iter().map(Effect::Hear).collect();
+    if let Coming::Online(rooms) = coming {
+        effects.push(status_change(&caller.user, &caller.name, Status::Online, rooms)?);
     }
+    Ok(effects)
+}
+
+/// [`SETTLING`] after a socket has come: what it should have without asking.
+pub async fn settled(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
+    notification::deliver_stored(app, caller).await
 }
 
 /// At most so many users are noted in one transaction.

@@ -101,7 +101,13 @@ impl Node {
         let (engine, io) = engine(config, hub.clone());
         let gateway = Arc::new(Gateway {
             authenticator: Authenticator::new(&config.apps, &config.auth)?,
-            fanout: Fanout::new(hub.clone(), domain.clone(), connections.clone(), metrics.clone()),
+            fanout: Fanout::new(
+                hub.clone(),
+                io.clone(),
+                domain.clone(),
+                connections.clone(),
+                metrics.clone(),
+            ),
             domain,
             connections: connections.clone(),
             hub,

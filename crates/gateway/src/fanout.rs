@@ -11,15 +11,17 @@ use std::{
 };
 
 use carillon_domain::{
-    App as Domain, Effect, Emit, Offset, Refusal, RoomId, TenantId, UserId, contract::Address,
+    App as Domain, Effect, Emit, Offset, Refusal, RoomId, TenantId, UserId,
+    contract::{ALL_PATHS, Address},
 };
 use carillon_redis_adapter::Broadcast;
+use socketioxide::SocketIo;
 use tokio::sync::Notify;
 
 use crate::{
     connection::{Closing, Connections},
     metrics::Metrics,
-    socketio::{NodeHub, Seat},
+    socketio::{Adapter, NodeHub, Seat},
 };
 
 type Room = Cow<'static, str>;
@@ -49,6 +51,7 @@ fn chat_room(tenant: &TenantId, room: &RoomId) -> Room {
 /// Hands effects to the transports.
 pub struct Fanout {
     hub: Arc<NodeHub>,
+    io: SocketIo<Adapter>,
     domain: Arc<Domain>,
     connections: Arc<Connections>,
     metrics: Arc<Metrics>,
@@ -95,12 +98,13 @@ impl Progress {
 impl Fanout {
     pub fn new(
         hub: Arc<NodeHub>,
+        io: SocketIo<Adapter>,
         domain: Arc<Domain>,
         connections: Arc<Connections>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (lanes, hole) = (Mutex::default(), Notify::new());
-        Self { hub, domain, connections, metrics, lanes, hole }
+        Self { hub, io, domain, connections, metrics, lanes, hole }
     }
 
     /// Delivers what a command of this socket has done.
@@ -111,14 +115,58 @@ impl Fanout {
                 Effect::Emit(emit) => self.emit(tenant, Some(seat), emit),
                 Effect::Join { room, after } => self.join(seat, &room, after).await,
                 Effect::Leave(room) => self.leave(seat, &room),
+                Effect::Hear(room) => self.subscribe(seat, &room),
+                other => self.deliver_system(tenant, other),
             }
         }
     }
 
     /// Delivers what the system itself has to say.
     pub fn deliver_system(&self, tenant: &TenantId, effect: Effect) {
-        if let Effect::Emit(emit) = effect {
-            self.emit(tenant, None, emit);
+        match effect {
+            Effect::Emit(emit) => self.emit(tenant, None, emit),
+            Effect::Admit(user, room) => {
+                for seat in self.seats_of(tenant, &user) {
+                    self.subscribe(&seat, &room);
+                }
+            }
+            Effect::Expel(user, room) => {
+                for seat in self.seats_of(tenant, &user) {
+                    self.leave(&seat, &room);
+                }
+                self.domain.presence.forget_member(tenant, &user, &room);
+            }
+            Effect::Cut(user) => {
+                for seat in self.seats_of(tenant, &user) {
+                    self.cut(&seat);
+                }
+            }
+            // The system has no socket.
+            Effect::Join { .. } | Effect::Leave(_) | Effect::Hear(_) => {}
+        }
+    }
+
+    /// The sockets of a user on this node.
+    pub fn seats_of(&self, tenant: &TenantId, user: &UserId) -> Vec<Arc<Seat>> {
+        let mut seats = Vec::new();
+        for sid in self.hub.connections_in(&user_room(tenant, user)) {
+            for &path in ALL_PATHS {
+                let socket = self.io.of(path).and_then(|namespace| namespace.get_socket(sid));
+                let seat = socket.and_then(|socket| socket.extensions.get::<Arc<Seat>>());
+                // A connection may carry sockets of several users.
+                seats.extend(
+                    seat.filter(|seat| seat.caller.user == *user && seat.caller.tenant == *tenant),
+                );
+            }
+        }
+        seats
+    }
+
+    /// Ends a socket with a disconnect packet: coming back is of no use.
+    pub fn cut(&self, seat: &Seat) {
+        let Some(socket) = seat.socket.upgrade() else { return };
+        if socket.disconnect().is_err() {
+            self.connections.kill(&seat.connection, Closing::SlowConsumer);
         }
     }
 
@@ -323,6 +371,7 @@ impl Fanout {
             }
             Address::User(user) => (vec![user_room(tenant, user)], Vec::new()),
             Address::Room(room) => (vec![chat_room(tenant, room)], Vec::new()),
+            Address::Tenant => (vec![tenant_room(tenant)], Vec::new()),
             Address::Others(room, user) => {
                 (vec![chat_room(tenant, room)], vec![user_room(tenant, user)])
             }

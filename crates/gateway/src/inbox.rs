@@ -67,6 +67,8 @@ impl State {
 pub enum Item {
     /// A socket has connected.
     Arrived(Arc<Seat>),
+    /// It has been there for a moment.
+    Settled(Arc<Seat>),
     /// Its client asks for something.
     Asked(Box<Asked>),
     /// It is gone.
@@ -77,7 +79,7 @@ impl Item {
     fn bytes(&self) -> usize {
         match self {
             Self::Asked(asked) => asked.text.len(),
-            Self::Arrived(_) | Self::Left(_) => 0,
+            Self::Arrived(_) | Self::Settled(_) | Self::Left(_) => 0,
         }
     }
 }
@@ -162,6 +164,7 @@ pub fn push(gateway: &Arc<Gateway>, seat: &Arc<Seat>, item: Item) {
 async fn handle(gateway: &Arc<Gateway>, item: Item) {
     match item {
         Item::Arrived(seat) => seat.arrive(gateway).await,
+        Item::Settled(seat) => seat.settle(gateway).await,
         Item::Left(seat) => seat.leave(gateway).await,
         Item::Asked(asked) => {
             asked.seat.arrive(gateway).await;

@@ -3,13 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use carillon_domain::{Refusal, Timestamp, presence::NOTED_EVERY, session};
+use carillon_domain::{Effect, Refusal, Timestamp, presence::NOTED_EVERY, session};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    edge::Edge, fanout::user_room, gateway::Gateway, limits::Limiter, socketio::disconnect,
-};
+use crate::{edge::Edge, gateway::Gateway, limits::Limiter};
 
 /// Typing and presence are told within this of being due.
 const TICK: Duration = Duration::from_millis(250);
@@ -106,9 +104,7 @@ async fn cut_suspended(gateway: &Gateway) -> Result<(), Refusal> {
         return Ok(());
     }
     for (tenant, user) in gateway.domain.store.read().await?.suspended_users().await? {
-        for sid in gateway.hub.connections_in(&user_room(&tenant, &user)) {
-            disconnect(gateway, &tenant, &user, sid);
-        }
+        gateway.fanout.deliver_system(&tenant, Effect::Cut(user));
     }
     Ok(())
 }

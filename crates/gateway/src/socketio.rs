@@ -8,9 +8,7 @@ use std::{
     },
 };
 
-use carillon_domain::{
-    Caller, ConnectionId, TenantId, UserId, contract::ALL_PATHS, dispatch::Joined, session,
-};
+use carillon_domain::{Caller, ConnectionId, contract::ALL_PATHS, dispatch::Joined, session};
 use carillon_redis_adapter::{Hub, NodeAdapter};
 use socketioxide::{
     adapter::Emitter,
@@ -57,6 +55,20 @@ impl Seat {
         }
     }
 
+    /// Brings what the socket should have without asking.
+    pub async fn settle(&self, gateway: &Gateway) {
+        if !self.socket.upgrade().is_some_and(|socket| socket.connected()) {
+            return;
+        }
+        match session::settled(&gateway.domain, &self.caller).await {
+            Ok(effects) => gateway.fanout.deliver(self, effects).await,
+            Err(refusal) => {
+                let code = refusal.code().as_str();
+                tracing::warn!(code, "a socket could not be given what is kept for its user");
+            }
+        }
+    }
+
     /// Tells the others, after everything this socket had asked for.
     pub async fn leave(&self, gateway: &Gateway) {
         if !self.has_arrived.swap(true, Ordering::AcqRel) {
@@ -77,7 +89,12 @@ pub fn register(gateway: &Arc<Gateway>) {
             let gateway = for_connect.clone();
             async move {
                 if let Some(seat) = socket.extensions.get::<Arc<Seat>>() {
-                    inbox::push(&gateway, &seat.clone(), Item::Arrived(seat));
+                    inbox::push(&gateway, &seat, Item::Arrived(seat.clone()));
+                    let tasks = gateway.tasks.clone();
+                    tasks.spawn(async move {
+                        tokio::time::sleep(session::SETTLING).await;
+                        inbox::push(&gateway, &seat.clone(), Item::Settled(seat));
+                    });
                 }
             }
         };
@@ -221,24 +238,5 @@ impl MessageHandler<Adapter, ToInbox> for ToInbox {
             received_at: self.gateway.domain.clock.now(),
         };
         inbox::ask(&self.gateway, asked);
-    }
-}
-
-/// Ends a user's sockets on one connection with a disconnect packet: coming back is of no use.
-pub fn disconnect(gateway: &Gateway, tenant: &TenantId, user: &UserId, sid: Sid) {
-    for &path in ALL_PATHS {
-        let socket = gateway.io.of(path).and_then(|namespace| namespace.get_socket(sid));
-        let is_meant =
-            |seat: &Arc<Seat>| seat.caller.tenant == *tenant && seat.caller.user == *user;
-        let Some(socket) = socket
-            .filter(|socket| socket.extensions.get::<Arc<Seat>>().as_ref().is_some_and(is_meant))
-        else {
-            continue;
-        };
-        if socket.disconnect().is_err()
-            && let Some(connection) = gateway.connections.get(sid)
-        {
-            gateway.connections.kill(&connection, Closing::SlowConsumer);
-        }
     }
 }

@@ -3,12 +3,16 @@
 //! One SQL text serves both where they agree. On SQLite every write passes one batching writer;
 //! on PostgreSQL each tenant has a lane, and commands without durable events a transaction each.
 
+mod api;
 mod chat;
 mod error;
+mod exam;
 mod lane;
+mod leaderboard;
 mod notification;
 mod open;
 mod outbox;
+mod study_group;
 mod time;
 mod tx;
 mod user;

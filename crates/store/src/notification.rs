@@ -1,7 +1,11 @@
 //! Notifications.
 
 use async_trait::async_trait;
-use carillon_domain::{Refusal, TenantId, notification::Notification, ports::NotificationWrites};
+use carillon_domain::{
+    Refusal, TenantId,
+    notification::Notification,
+    ports::{NotificationReads, NotificationWrites},
+};
 
 use crate::{
     error::refusal,
@@ -12,6 +16,9 @@ use crate::{
 const INSERT: &str = "INSERT INTO notifications
     (tenant_id, id, user_id, type, title, message, data, priority, action_url, created_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+
+#[async_trait]
+impl NotificationReads for SqlTx {}
 
 #[async_trait]
 impl NotificationWrites for SqlTx {

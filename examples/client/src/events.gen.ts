@@ -35,7 +35,7 @@ export interface ChatMessage {
 }
 
 /** The stable word for a refusal, one list for socket and HTTP. */
-export type Code = "INVALID" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "CONFLICT" | "RATE_LIMITED" | "TOO_LARGE" | "BUSY" | "UNAVAILABLE" | "INTERNAL" | "NOT_A_MEMBER" | "IDEMPOTENCY_MISMATCH";
+export type Code = "INVALID" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "CONFLICT" | "RATE_LIMITED" | "TOO_LARGE" | "BUSY" | "UNAVAILABLE" | "INTERNAL" | "NOT_A_MEMBER" | "IDEMPOTENCY_MISMATCH" | "ATTEMPT_CLOSED" | "PAUSED" | "SUPERSEDED" | "UNKNOWN_QUESTION" | "GROUP_FULL" | "ALREADY_MEMBER";
 
 /** Where the caller stands in the room; the messages come as `room-joined`. */
 export interface Entered {

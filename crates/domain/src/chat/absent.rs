@@ -1,7 +1,5 @@
 //! Members who are not in the room when a message arrives: what they are told, and kept for them.
 
-use std::sync::Arc;
-
 use serde_json::json;
 
 use super::{
@@ -11,8 +9,8 @@ use super::{
 use crate::{
     contract::ToUser,
     dispatch::Cx,
-    ids::{NotificationId, UserId},
-    notification::{NewNotification, Notification, Priority},
+    ids::UserId,
+    notification::{self, Notice, Priority},
     refusal::Refusal,
 };
 
@@ -51,26 +49,19 @@ pub(super) async fn tell(
 
 async fn notify(cx: &mut Cx<'_>, message: &ChatMessage, to: UserId) -> Result<(), Refusal> {
     let excerpt: String = message.message.chars().take(EXCERPT).collect();
-    let data = json!({ "roomId": message.room_id, "messageId": message.id });
-    let notification = Notification {
-        id: NotificationId::new(cx.app.ids.uuid()).map_err(Refusal::internal)?,
-        user_id: to.clone(),
-        kind: "MESSAGE".into(),
-        title: format!("New message from {}", message.sender_name),
-        message: excerpt.clone(),
-        data: Some(Arc::from(serde_json::value::to_raw_value(&data).map_err(Refusal::internal)?)),
-        is_read: false,
-        priority: Priority::Normal,
-        action_url: None,
-        created_at: cx.now,
-    };
-    let tenant = cx.caller.tenant.clone();
-    cx.tx().await?.insert_notification(&tenant, &notification).await?;
     let hint = NewMessageNotification {
         room_id: message.room_id.clone(),
         sender_name: message.sender_name.clone(),
-        message: excerpt,
+        message: excerpt.clone(),
     };
     cx.send(ToUser(to.clone()), &hint)?;
-    cx.send(ToUser(to), &NewNotification(notification))
+    let notice = Notice {
+        kind: "MESSAGE",
+        title: format!("New message from {}", message.sender_name),
+        message: excerpt,
+        data: Some(json!({ "roomId": message.room_id, "messageId": message.id })),
+        priority: Priority::Normal,
+        action_url: None,
+    };
+    notification::tell(cx, to, notice).await
 }

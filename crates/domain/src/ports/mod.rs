@@ -4,17 +4,30 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+mod api;
+mod exam;
+mod leaderboard;
+mod notification;
+mod study_group;
+
+pub use self::{
+    api::{ApiReads, ApiWrites},
+    exam::{ExamReads, ExamWrites},
+    leaderboard::{LeaderboardReads, LeaderboardWrites},
+    notification::{NotificationReads, NotificationWrites},
+    study_group::{StudyGroupReads, StudyGroupWrites},
+};
+
 use crate::{
     chat::{ChatMessage, ChatRoom, NewMessage, Page, RoomKind, Unread},
     contract::{Class, Scope},
     dispatch::{Caller, Emit},
     identity::{Claims, User},
     ids::{MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId},
-    notification::Notification,
     refusal::Refusal,
 };
 
-type Result<T> = std::result::Result<T, Refusal>;
+pub(crate) type Result<T> = std::result::Result<T, Refusal>;
 
 /// The time everything is judged by.
 pub trait Clock: Send + Sync {
@@ -44,12 +57,41 @@ pub trait Store: Send + Sync {
 }
 
 /// Everything that can be read, inside a transaction or a snapshot.
-pub trait Reads: UserReads + ChatReads + OutboxReads {}
-impl<T: UserReads + ChatReads + OutboxReads> Reads for T {}
+pub trait Reads:
+    UserReads
+    + ChatReads
+    + OutboxReads
+    + ExamReads
+    + LeaderboardReads
+    + NotificationReads
+    + StudyGroupReads
+    + ApiReads
+{
+}
+impl<T> Reads for T where
+    T: UserReads
+        + ChatReads
+        + OutboxReads
+        + ExamReads
+        + LeaderboardReads
+        + NotificationReads
+        + StudyGroupReads
+        + ApiReads
+{
+}
 
 /// A running transaction. Dropped without `commit` it is undone.
 #[async_trait]
-pub trait Tx: Reads + UserWrites + ChatWrites + NotificationWrites {
+pub trait Tx:
+    Reads
+    + UserWrites
+    + ChatWrites
+    + ExamWrites
+    + LeaderboardWrites
+    + NotificationWrites
+    + StudyGroupWrites
+    + ApiWrites
+{
     /// Writes durable events to the outbox and returns the offset of the last; the tenant's
     /// counter is raised by their number, so offsets have no hole.
     async fn publish(
@@ -182,13 +224,4 @@ pub trait ChatWrites: Send {
     ) -> Result<bool>;
     /// Sets the message's `is_read`; true when it was not set.
     async fn mark_read(&mut self, tenant: &TenantId, message: &MessageId) -> Result<bool>;
-}
-
-#[async_trait]
-pub trait NotificationWrites: Send {
-    async fn insert_notification(
-        &mut self,
-        tenant: &TenantId,
-        notification: &Notification,
-    ) -> Result<()>;
 }
