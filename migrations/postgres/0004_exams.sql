@@ -137,6 +137,8 @@ CREATE TABLE exam_results (
     key_version BIGINT NOT NULL,
     completed_at TIMESTAMPTZ NOT NULL,
     released_at TIMESTAMPTZ,
+    -- Set while it waits to be graded again.
+    regrade_at TIMESTAMPTZ,
     journal_len BIGINT NOT NULL,
     journal_head TEXT NOT NULL,
     PRIMARY KEY (tenant_id, id)
@@ -144,6 +146,10 @@ CREATE TABLE exam_results (
 CREATE UNIQUE INDEX exam_results_by_session ON exam_results (tenant_id, session_id);
 CREATE INDEX exam_results_by_exam ON exam_results (tenant_id, exam_id, id);
 CREATE INDEX exam_results_by_user ON exam_results (tenant_id, user_id, completed_at);
+CREATE INDEX exam_results_unreleased ON exam_results (tenant_id, exam_id)
+    WHERE released_at IS NULL;
+CREATE INDEX exam_results_to_regrade ON exam_results (regrade_at) WHERE regrade_at IS NOT NULL;
+CREATE INDEX exams_released ON exams (tenant_id, id) WHERE released_at IS NOT NULL;
 
 -- Secrets of the server that no configuration gives, by name.
 CREATE TABLE server_keys (

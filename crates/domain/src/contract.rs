@@ -93,6 +93,8 @@ pub trait Event: Serialize + JsonSchema + 'static {
     /// True: an outbox row in the transaction of the command, delivered in the tenant's order.
     /// Addressed to the caller it is an answer all the same, and no row.
     const DURABLE: bool = false;
+    /// True: its last key is `participantCount`, which is counted when it leaves.
+    const COUNTS: bool = false;
 }
 
 /// Client to server. The payload type is the definition; its newtypes are the validation.

@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use crate::{
     chat::{self, typing_indicator::Typists},
     contract::{Address, Class, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
+    exam,
     identity::Role,
     ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
     ports::{Admission, Clock, Ids, Reads, Store, Tx},
@@ -35,6 +36,7 @@ pub struct App {
     pub presence: Presence,
     pub typists: Typists,
     pub chat: chat::Settings,
+    pub exams: exam::State,
 }
 
 impl fmt::Debug for App {
@@ -59,6 +61,8 @@ pub struct Caller {
     /// The rooms this socket has joined. Changed by the fanout when a `Join` or `Leave` takes
     /// effect, never by a handler.
     pub joined: Joined,
+    /// What this socket knows of the answers of its attempts.
+    pub told: exam::Told,
 }
 
 impl Caller {
@@ -77,6 +81,7 @@ impl Caller {
             role: Role::SuperAdmin,
             connection: ConnectionId::new("system").expect("a sound id"),
             joined: Joined::default(),
+            told: exam::Told::default(),
         }
     }
 }
@@ -131,13 +136,28 @@ pub struct Emit {
     pub payload: Arc<RawValue>,
     /// Set for durable events, once they are in the outbox.
     pub offset: Option<Offset>,
+    /// The last key of the payload is `participantCount`: how many users are in this room, counted
+    /// when the event leaves.
+    pub counting: Option<RoomId>,
 }
 
 impl Emit {
     /// Encodes an event for its address.
     pub fn new<E: Event>(to: E::To, event: &E) -> Result<Self, Refusal> {
         let payload = serde_json::value::to_raw_value(event).map_err(Refusal::internal)?;
-        Ok(Self { row: RowOf::<E>::ROW, to: to.into(), payload: payload.into(), offset: None })
+        Ok(Self {
+            row: RowOf::<E>::ROW,
+            to: to.into(),
+            payload: payload.into(),
+            offset: None,
+            counting: None,
+        })
+    }
+
+    /// Encodes an event that counts who is in a room.
+    pub fn counting<E: Event>(to: E::To, event: &E, room: RoomId) -> Result<Self, Refusal> {
+        const { assert!(E::COUNTS, "the event ends in participantCount") }
+        Ok(Self { counting: Some(room), ..Self::new(to, event)? })
     }
 }
 
@@ -160,11 +180,21 @@ pub struct Cx<'a> {
     scope: Scope,
     tx: Option<Box<dyn Tx>>,
     effects: Vec<Effect>,
+    after_commit: Vec<Box<dyn FnOnce() + Send + 'a>>,
 }
 
 impl<'a> Cx<'a> {
     pub fn new(app: &'a App, caller: &'a Caller, scope: Scope, now: Timestamp) -> Self {
-        Self { app, caller, now, acknowledged: false, scope, tx: None, effects: Vec::new() }
+        Self {
+            app,
+            caller,
+            now,
+            acknowledged: false,
+            scope,
+            tx: None,
+            effects: Vec::new(),
+            after_commit: Vec::new(),
+        }
     }
 
     /// The transaction, opened at the first call: a command that never asks never touches the
@@ -185,6 +215,32 @@ impl<'a> Cx<'a> {
     pub fn send<E: Event>(&mut self, to: E::To, event: &E) -> Result<(), Refusal> {
         self.effects.push(Effect::Emit(Emit::new(to, event)?));
         Ok(())
+    }
+
+    /// Records an event whose `participantCount` is how many users are in the room when it leaves.
+    pub fn send_counting<E: Event>(
+        &mut self,
+        to: E::To,
+        event: &E,
+        room: RoomId,
+    ) -> Result<(), Refusal> {
+        self.effects.push(Effect::Emit(Emit::counting(to, event, room)?));
+        Ok(())
+    }
+
+    /// Runs something in memory once everything is committed.
+    pub fn after_commit(&mut self, change: impl FnOnce() + Send + 'a) {
+        self.after_commit.push(Box::new(change));
+    }
+
+    /// Notes what staff did, in the transaction of the deed.
+    pub async fn audit(
+        &mut self,
+        _action: &'static str,
+        _subject: &str,
+        _details: serde_json::Value,
+    ) -> Result<(), Refusal> {
+        self.tx().await.map(|_| ())
     }
 
     /// Records an effect made elsewhere.
@@ -222,6 +278,9 @@ impl<'a> Cx<'a> {
         }
         if let Some(tx) = self.tx {
             tx.commit().await?;
+        }
+        for change in self.after_commit {
+            change();
         }
         Ok(self.effects)
     }

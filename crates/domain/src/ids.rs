@@ -170,6 +170,16 @@ impl Serialize for Timestamp {
     }
 }
 
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<str>::deserialize(deserializer)?;
+        let instant: jiff::Timestamp = text.parse().map_err(|_| {
+            D::Error::custom("an instant is written as in 2026-01-31T09:00:00.000Z")
+        })?;
+        Ok(Self(instant.as_millisecond()))
+    }
+}
+
 impl JsonSchema for Timestamp {
     fn inline_schema() -> bool {
         true

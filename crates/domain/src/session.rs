@@ -11,6 +11,7 @@ use crate::{
         ToCaller, event, route,
     },
     dispatch::{App, Caller, Cx, Effect, Emit},
+    exam,
     ids::{RoomId, TenantId, Timestamp, UserId},
     notification,
     presence::{self, Coming, Status, ToAcquainted, UserStatusChange},
@@ -86,7 +87,9 @@ pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusa
 
 /// [`SETTLING`] after a socket has come: what it should have without asking.
 pub async fn settled(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
-    notification::deliver_stored(app, caller).await
+    let mut effects = exam::join_exam::restore(app, caller).await?;
+    effects.extend(notification::deliver_stored(app, caller).await?);
+    Ok(effects)
 }
 
 /// At most so many users are noted in one transaction.
@@ -109,6 +112,7 @@ pub async fn note_seen(app: &App, ago: Duration) -> Result<(), Refusal> {
 /// times a second; returns the effects by tenant.
 pub fn tick(app: &App) -> Vec<(TenantId, Effect)> {
     let now = app.clock.now();
+    app.exams.expire(now);
     let silent =
         app.typists.expire(now).into_iter().map(|typist| (typist.tenant.clone(), typist.effect()));
     let gone = app.presence.expire(now).into_iter().map(|gone| {
@@ -120,11 +124,13 @@ pub fn tick(app: &App) -> Vec<(TenantId, Effect)> {
 /// A socket is gone: its user stops typing where no other socket of theirs is, and goes offline
 /// after the grace unless another comes.
 pub fn disconnected(app: &App, caller: &Caller) -> Vec<Effect> {
-    let left = app.presence.disconnected(caller, app.clock.now());
-    left.iter()
-        .filter_map(|room| app.typists.stop(&caller.tenant, room, &caller.user))
-        .filter_map(|stopped| stopped.effect().ok())
-        .collect()
+    let now = app.clock.now();
+    let left = app.presence.disconnected(caller, now);
+    let stopped =
+        left.iter().filter_map(|room| app.typists.stop(&caller.tenant, room, &caller.user));
+    let mut effects: Vec<Effect> = stopped.filter_map(|stopped| stopped.effect().ok()).collect();
+    effects.extend(exam::leave_exam::cut_off(app, caller, &left, now));
+    effects
 }
 
 /// An event announcing a user's status to those around them.

@@ -14,6 +14,7 @@ use crate::{
     chat::{self, typing_indicator::Typists},
     contract::{ALL_PATHS, COMMANDS, Class, EVENTS, Rate, Route, Scope, find_command},
     dispatch::{Joined, dispatch},
+    exam,
     identity::Role,
     ports::{Admission, Clock, Ids, Reads, Store, Tx},
     presence::Presence,
@@ -67,6 +68,13 @@ fn app(burst: u32) -> App {
         presence: Presence::default(),
         typists: Typists::default(),
         chat: chat::Settings::default(),
+        exams: exam::State::new(
+            exam::Settings {
+                grace: Duration::from_secs(2),
+                journal_key: exam::journal::JournalKey::new("a key for tests"),
+            },
+            Timestamp(0),
+        ),
     }
 }
 
@@ -79,6 +87,7 @@ fn stranger() -> Caller {
         role: Role::Student,
         connection: ConnectionId::new("c").unwrap(),
         joined: Joined::default(),
+        told: crate::exam::Told::default(),
     }
 }
 

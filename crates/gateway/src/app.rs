@@ -5,8 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use axum::{Router, extract::Request, routing::any};
 use carillon_domain::{
-    App as Domain, Timestamp, chat,
-    ports::{Clock, Ids},
+    App as Domain, TenantId, Timestamp, chat,
+    contract::Scope,
+    exam::{self, journal::JournalKey},
+    ports::{Clock, Ids, Store as _},
     presence::Presence,
 };
 use carillon_store::{Opener, SqlStore};
@@ -95,6 +97,7 @@ impl Node {
             presence: Presence::default(),
             typists: chat::typing_indicator::Typists::default(),
             chat: chat::Settings { open_rooms: config.chat.open_rooms },
+            exams: exam::State::new(exam_settings(config, &store).await?, SystemClock.now()),
         });
         let connections = Connections::new(limits(config), metrics.clone());
         let hub = NodeHub::new(connections.clone());
@@ -194,6 +197,25 @@ impl Node {
         }
         ended
     }
+}
+
+/// What seals the journals: the configured key, else one kept in the database.
+async fn exam_settings(config: &Config, store: &SqlStore) -> anyhow::Result<exam::Settings> {
+    let journal_key = match &config.exam.journal_key {
+        Some(key) => JournalKey::new(key.expose()),
+        None => stored_journal_key(store).await.context("the key of the exam journals")?,
+    };
+    Ok(exam::Settings { grace: config.exam.grace.0, journal_key })
+}
+
+/// The key kept in the database; made at the first start.
+pub async fn stored_journal_key(store: &SqlStore) -> anyhow::Result<JournalKey> {
+    let fresh = uuid::Uuid::new_v4().to_string() + &uuid::Uuid::new_v4().to_string();
+    // Any tenant's writer will do: the key is the server's.
+    let mut tx = store.begin(&TenantId::new("default")?, Scope::Rows).await?;
+    let key = tx.server_key("exam-journal", &fresh).await?;
+    tx.commit().await?;
+    Ok(JournalKey::new(&key))
 }
 
 /// The database, brought up to date.

@@ -27,6 +27,7 @@ pub struct Config {
     pub auth: Auth,
     pub limits: Limits,
     pub chat: Chat,
+    pub exam: Exam,
     pub log: Log,
     /// One per frontend. Without any, the environment makes one: `sinaesta`.
     pub apps: Vec<App>,
@@ -88,7 +89,7 @@ pub struct Auth {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Commands of a user across all sockets, by class: `message`, `typing`, `read`, `room`,
-    /// `heartbeat`, `invalid`; for example `message = "60/1m"`.
+    /// `exam`, `leaderboard`, `notification`, `study_group`, `api`, `heartbeat`, `invalid`; for example `message = "60/1m"`.
     pub rates: BTreeMap<String, RateText>,
     /// Bytes queued for a client that does not read, before it is closed.
     pub unsent_bytes: usize,
@@ -102,6 +103,18 @@ pub struct Limits {
 pub struct Chat {
     /// Whether the first join creates a room that anyone of the tenant may join.
     pub open_rooms: bool,
+}
+
+/// Exams.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Exam {
+    /// What is received up to this long after the deadline still counts; at most 60 s.
+    pub grace: Span,
+    /// What the journals of attempts are sealed with; at least 16 bytes. Without one, a key is
+    /// made and kept in the database, where whoever can change journals can also read it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub journal_key: Option<Secret>,
 }
 
 /// Logging, to standard error.
@@ -236,6 +249,12 @@ impl Default for Limits {
 impl Default for Chat {
     fn default() -> Self {
         Self { open_rooms: true }
+    }
+}
+
+impl Default for Exam {
+    fn default() -> Self {
+        Self { grace: Span::seconds(2), journal_key: None }
     }
 }
 
@@ -455,6 +474,11 @@ impl Config {
         ensure!(
             self.limits.unsent_bytes >= 64 * 1024,
             "limits.unsent_bytes must be at least 64 KiB"
+        );
+        ensure!(self.exam.grace.0 <= Duration::from_mins(1), "exam.grace must be at most 60 s");
+        ensure!(
+            self.exam.journal_key.as_ref().is_none_or(|key| key.expose().len() >= 16),
+            "exam.journal_key must have at least 16 bytes"
         );
         for name in self.limits.rates.keys() {
             ensure!(

@@ -15,6 +15,7 @@ use carillon_domain::{
     contract::{ALL_PATHS, Address},
 };
 use carillon_redis_adapter::Broadcast;
+use serde_json::value::RawValue;
 use socketioxide::SocketIo;
 use tokio::sync::Notify;
 
@@ -231,11 +232,22 @@ impl Fanout {
     }
 
     fn emit(&self, tenant: &TenantId, seat: Option<&Seat>, emit: Emit) {
-        let Some(offset) = emit.offset else { return self.send(tenant, seat, &emit) };
+        let Some(offset) = emit.offset else { return self.send_now(tenant, seat, emit) };
         // Without a lane nobody of that tenant is here.
         if let Some(lane) = self.lane(tenant) {
             self.offer(tenant, &lane, offset, emit);
         }
+    }
+
+    /// Sends what has no place in the order. Counts are made and sent one after another, so that
+    /// the last one anybody hears is true.
+    fn send_now(&self, tenant: &TenantId, seat: Option<&Seat>, mut emit: Emit) {
+        let lane = emit.counting.as_ref().and_then(|_| self.lane(tenant));
+        let _turn = lane.as_ref().map(|lane| lane.lock());
+        if let Some(room) = emit.counting.take() {
+            emit.payload = recount(&emit.payload, self.domain.presence.occupants(tenant, &room));
+        }
+        self.send(tenant, seat, &emit);
     }
 
     /// Delivers a durable event, or keeps it until those before it are there.
@@ -389,7 +401,27 @@ fn event(emit: &Emit) -> engineioxide::Str {
     encode(emit.row.name, emit.payload.get())
 }
 
+/// The payload with another `participantCount`, its last key.
+fn recount(payload: &Arc<RawValue>, count: usize) -> Arc<RawValue> {
+    let text = payload.get();
+    let with_count = text.rfind(':').map(|end| format!("{}:{count}}}", &text[..end]));
+    let counted = with_count.and_then(|text| RawValue::from_string(text).ok());
+    counted.map_or_else(|| payload.clone(), Arc::from)
+}
+
 /// Names of events hold nothing that needs escaping; a table test says so.
 fn encode(name: &str, payload: &str) -> engineioxide::Str {
     format!("[\"{name}\",{payload}]").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_made_when_the_event_leaves() {
+        let payload = |text: &str| Arc::from(RawValue::from_string(text.into()).unwrap());
+        let counted = recount(&payload(r#"{"examId":"a:b","participantCount":0}"#), 17);
+        assert_eq!(counted.get(), r#"{"examId":"a:b","participantCount":17}"#);
+    }
 }

@@ -38,6 +38,8 @@ pub struct Metrics {
     broadcasts: Counter,
     broadcast_bytes: Counter,
     repaired: Counter,
+    finished: Counter,
+    set_aside: Counter,
     connections: Gauge,
     sockets: Gauge,
     users: Gauge,
@@ -55,6 +57,8 @@ impl Default for Metrics {
             broadcasts: Counter::default(),
             broadcast_bytes: Counter::default(),
             repaired: Counter::default(),
+            finished: Counter::default(),
+            set_aside: Counter::default(),
             connections: Gauge::default(),
             sockets: Gauge::default(),
             users: Gauge::default(),
@@ -80,6 +84,16 @@ impl Default for Metrics {
             "outbox_repaired",
             "Durable events delivered from the outbox",
             metrics.repaired.clone(),
+        );
+        registry.register(
+            "exam_attempts_finished",
+            "Attempts made final at their deadline or by staff",
+            metrics.finished.clone(),
+        );
+        registry.register(
+            "exam_attempts_set_aside",
+            "Attempts that could not be made final: look into each",
+            metrics.set_aside.clone(),
         );
         registry.register("connections", "Engine connections", metrics.connections.clone());
         registry.register("sockets", "Sockets in namespaces", metrics.sockets.clone());
@@ -121,6 +135,16 @@ impl Metrics {
     /// Durable events were read back from the outbox.
     pub fn repaired(&self, events: usize) {
         self.repaired.inc_by(events as u64);
+    }
+
+    /// An attempt was made final by the server.
+    pub fn finished(&self) {
+        self.finished.inc();
+    }
+
+    /// An attempt could not be made final.
+    pub fn set_aside(&self) {
+        self.set_aside.inc();
     }
 
     /// Who is here now.

@@ -162,6 +162,7 @@ async fn connect(
         role: identity.user.role,
         connection: public_id(),
         joined: Joined::default(),
+        told: carillon_domain::exam::Told::default(),
     };
     connection.rename(path, socket.id, caller.connection.as_str());
     socket.join(vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)]);

@@ -16,8 +16,10 @@ use crate::{
 const RAISE: &str = "UPDATE lanes SET head = head + $2 WHERE tenant_id = $1 RETURNING head";
 const MAKE: &str = "INSERT INTO lanes (tenant_id, head) VALUES ($1, $2)
     ON CONFLICT (tenant_id) DO UPDATE SET head = lanes.head + excluded.head RETURNING head";
-const INSERT: &str = "INSERT INTO outbox
-    (tenant_id, position, event, address, payload, created_at) VALUES ($1, $2, $3, $4, $5, $6)";
+const INSERT: &str =
+    "INSERT INTO outbox (tenant_id, created_at, position, event, address, payload) VALUES";
+/// Rows of one statement; each number of rows is a statement of its own to the database.
+const ROWS: usize = 8;
 const HEAD: &str = "SELECT head FROM lanes WHERE tenant_id = $1";
 const HEADS: &str = "SELECT tenant_id, head FROM lanes";
 const AFTER: &str = "SELECT position, event, address, payload FROM outbox
@@ -41,14 +43,34 @@ pub(crate) async fn publish(
         None => on!(held.statement(), c => sqlx::query_scalar(MAKE)
             .bind(tenant.as_str()).bind(count).fetch_one(c).await)?,
     };
-    for (position, emit) in (head - count + 1..=head).zip(events) {
-        let address =
-            serde_json::to_string(&emit.to).map_err(|error| sqlx::Error::Encode(error.into()))?;
-        on!(held.statement(), c => sqlx::query(INSERT)
-            .bind(tenant.as_str()).bind(position).bind(emit.row.name).bind(&address)
-            .bind(emit.payload.get()).bind(Time(now)).execute(c).await.map(|_| ()))?;
+    let mut position = head - count;
+    for some in events.chunks(ROWS) {
+        let addresses: Vec<String> = some
+            .iter()
+            .map(|emit| serde_json::to_string(&emit.to))
+            .collect::<Result<_, _>>()
+            .map_err(|error| sqlx::Error::Encode(error.into()))?;
+        let statement = sqlx::AssertSqlSafe(insert(some.len()));
+        on!(held.statement(), c => {
+            let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(Time(now));
+            for ((emit, address), position) in some.iter().zip(&addresses).zip(position + 1..) {
+                query = query.bind(position).bind(emit.row.name).bind(address)
+                    .bind(emit.payload.get());
+            }
+            query.execute(c).await.map(|_| ())
+        })?;
+        position += i64::try_from(some.len()).unwrap_or(i64::MAX);
     }
     Ok(Offset(head))
+}
+
+/// The statement for so many rows.
+fn insert(rows: usize) -> String {
+    let values = (0..rows).map(|row| {
+        let first = 3 + 4 * row;
+        format!("($1, $2, ${first}, ${}, ${}, ${})", first + 1, first + 2, first + 3)
+    });
+    format!("{INSERT} {}", values.collect::<Vec<_>>().join(", "))
 }
 
 pub(crate) async fn forget(
@@ -96,7 +118,10 @@ pub(crate) async fn published_after(
             let to = serde_json::from_str(&address).map_err(Refusal::internal)?;
             let payload: Arc<RawValue> =
                 RawValue::from_string(payload).map_err(Refusal::internal)?.into();
-            Ok(Published { offset, emit: Emit { row, to, payload, offset: Some(offset) } })
+            Ok(Published {
+                offset,
+                emit: Emit { row, to, payload, offset: Some(offset), counting: None },
+            })
         })
         .collect()
 }

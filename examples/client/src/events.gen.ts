@@ -3,6 +3,12 @@
 /** What an acknowledgement carries: the reply, or why not. */
 export type Reply<T> = ({ ok: true } & T) | ({ ok: false } & Refused);
 
+/** What is done. */
+export type Action = "pause" | "resume" | "extend" | "submit" | "close";
+
+/** Where an attempt stands. */
+export type AttemptStatus = "IN_PROGRESS" | "PAUSED" | "COMPLETED";
+
 export interface ChatHistory {
   after?: Seq | null;
   around?: Seq | null;
@@ -34,8 +40,19 @@ export interface ChatMessage {
   seq: Seq;
 }
 
+/** Why a clock changed. */
+export type ClockReason = "paused" | "resumed" | "extended";
+
 /** The stable word for a refusal, one list for socket and HTTP. */
 export type Code = "INVALID" | "UNAUTHENTICATED" | "FORBIDDEN" | "NOT_FOUND" | "CONFLICT" | "RATE_LIMITED" | "TOO_LARGE" | "BUSY" | "UNAVAILABLE" | "INTERNAL" | "NOT_A_MEMBER" | "IDEMPOTENCY_MISMATCH" | "ATTEMPT_CLOSED" | "PAUSED" | "SUPERSEDED" | "UNKNOWN_QUESTION" | "GROUP_FULL" | "ALREADY_MEMBER";
+
+/** It is done. */
+export interface Controlled {
+  action: Action;
+  /** Attempts it changed; those to be submitted are final a moment later. */
+  affected: number;
+  examId: string;
+}
 
 /** Where the caller stands in the room; the messages come as `room-joined`. */
 export interface Entered {
@@ -43,6 +60,116 @@ export interface Entered {
   roomId: string;
   seq: Seq;
   unreadCount: number;
+}
+
+export interface ExamAnswer {
+  /** Single choice: the index of an option. Multiple choice: an array of them. Otherwise a number or a text. `null` takes the answer back. */
+  answer: unknown;
+  examId: string;
+  /** The position at which the attempt shows the question; from 0. */
+  questionIndex: number;
+}
+
+/** The answer is stored. */
+export interface ExamAnswerSaved {
+  answer: unknown;
+  examId: string;
+  /** Received after the deadline, within the grace. */
+  late?: boolean;
+  questionIndex: number;
+  timestamp: string;
+  version: number;
+}
+
+/** The clock of an attempt has changed; a lower `rev` than one already seen is stale. */
+export interface ExamClock {
+  /** `null` while paused, and where there is no limit. */
+  deadlineAt: string | null;
+  examId: string;
+  reason: ClockReason;
+  rev: number;
+  serverNow: string;
+  /** Whole seconds. */
+  timeRemaining: number;
+}
+
+export interface ExamComplete {
+  examId: string;
+}
+
+/** The attempt is final. Told once to all of the student's sockets, and to whoever asks again. */
+export interface ExamCompleted {
+  examId: string;
+  result: ShownResult;
+}
+
+export interface ExamControl {
+  action: Action;
+  examId: string;
+  /** For `extend`. */
+  seconds?: number | null;
+  /** All running attempts unless given; not for `close`. */
+  userIds?: string[] | null;
+}
+
+/** The attempt, whole: the answer to `join-exam`, and again after every change of clock or state. */
+export interface ExamJoined {
+  exam: ShownExam;
+  examId: string;
+  /** Different users in the exam. */
+  participantCount: number;
+  /** Of a completed attempt. */
+  result?: ShownResult | null;
+  serverNow: string;
+  /** `null` for staff who look on. */
+  session: ExamSession | null;
+}
+
+/** The answer to `leave-exam`. */
+export interface ExamLeft {
+  examId: string;
+}
+
+export interface ExamProgress {
+  /** By position. `null` says nothing about its question: the JSON of a sparse array has it wherever nothing was entered. */
+  answers?: unknown[] | null;
+  /** The position the student is at; from 0. */
+  currentQuestion?: number | null;
+  examId: string;
+  /** Heard and not believed: the server owns the clock. */
+  timeRemaining?: number | null;
+}
+
+/** The snapshot is stored. */
+export interface ExamProgressSaved {
+  currentQuestion: number;
+  deadlineAt: string | null;
+  examId: string;
+  notTaken?: NotTaken[];
+  /** Whole seconds, by the server's clock. */
+  timeRemaining: number;
+  timestamp: string;
+}
+
+/** The contract's row of an attempt. */
+export interface ExamSession {
+  /** By position; up to the last question answered, `null` where there is no answer. */
+  answers: unknown[];
+  attempt_no: number;
+  completed_at: string | null;
+  current_question: number;
+  deadline_at: string | null;
+  exam_id: string;
+  id: string;
+  last_activity: string;
+  /** The questions in the order of the attempt, where it has one of its own. */
+  question_ids?: string[] | null;
+  room_id: string;
+  started_at: string;
+  status: AttemptStatus;
+  /** Whole seconds, by the server's clock. */
+  time_remaining: number;
+  user_id: string;
 }
 
 /** A sign of life; the shipped frontend sends two every 30 s. */
@@ -64,8 +191,28 @@ export interface HistoryPage {
   seq: Seq;
 }
 
+/** Where the attempt stands; the whole comes as `exam-joined`. */
+export interface InExam {
+  deadlineAt: string | null;
+  examId: string;
+  serverNow: string;
+  /** `null` for staff who look on. */
+  sessionId: string | null;
+}
+
+export interface JoinExam {
+  examId: string;
+}
+
 export interface JoinRoom {
   roomId: string;
+}
+
+/** How a question is answered and marked. */
+export type Kind = "single_choice" | "multiple_choice" | "numeric" | "short_text" | "essay";
+
+export interface LeaveExam {
+  examId: string;
 }
 
 export interface LeaveRoom {
@@ -110,6 +257,14 @@ export interface NewMessageNotification {
   senderName: string;
 }
 
+/** An answer of a snapshot that was not taken, because the stored one is newer than anything this connection knows of. */
+export interface NotTaken {
+  /** What is stored. */
+  answer: unknown;
+  questionIndex: number;
+  version: number;
+}
+
 /** Nothing to say. */
 export type Noted = Record<string, never>;
 
@@ -127,6 +282,37 @@ export interface Notification {
   /** `EXAM_UPDATE`, `MESSAGE`, `LEADERBOARD`, `SYSTEM`, or a word of the sender's. */
   type: string;
   user_id: string;
+}
+
+export interface OutOfExam {
+  examId: string;
+}
+
+/** Somebody's attempt is final. */
+export interface ParticipantCompletedExam {
+  examId: string;
+  participantCount: number;
+  /** Where the exam shows scores to everybody. */
+  score?: number | null;
+  totalQuestions: number;
+  userId: string;
+  userName: string;
+}
+
+/** Somebody entered the exam with their first socket. */
+export interface ParticipantJoinedExam {
+  examId: string;
+  participantCount: number;
+  userId: string;
+  userName: string;
+}
+
+/** Somebody left the exam, or lost the last connection to it. */
+export interface ParticipantLeftExam {
+  examId: string;
+  participantCount: number;
+  userId: string;
+  userName: string;
 }
 
 /** How much it matters. */
@@ -167,6 +353,49 @@ export interface SendMessage {
 
 /** A position in one room: gapless, in commit order. */
 export type Seq = number;
+
+/** The exam as a student sees it. */
+export interface ShownExam {
+  /** 0: as long as the window is open. */
+  duration_minutes: number;
+  id: string;
+  /** In the order of the attempt; in the answer to `join-exam` only. */
+  questions?: ShownQuestion[] | null;
+  title: string;
+}
+
+/** A question without anything of its key. */
+export interface ShownQuestion {
+  id: string;
+  kind: Kind;
+  options?: string[] | null;
+  points: number;
+  text: string;
+}
+
+/** A result as its student sees it: what it earned is `null` until results are released. */
+export interface ShownResult {
+  ai_feedback: string | null;
+  answers: unknown[];
+  attempt_no: number;
+  audit_log: unknown;
+  completed_at: string;
+  domain_analysis: unknown;
+  error_profile: unknown;
+  exam_id: string;
+  fatigue_data: unknown;
+  id: string;
+  max_points: number;
+  /** Whether somebody has still to read an essay. */
+  pending_review: boolean | null;
+  points: number | null;
+  released: boolean;
+  revision: number;
+  /** Right answers. */
+  score: number | null;
+  total_questions: number;
+  user_id: string;
+}
 
 /** `online` or `offline`; clients know `away` and `busy` too. */
 export type Status = "online" | "offline";
@@ -232,6 +461,12 @@ export interface ClientToServerEvents {
   "typing-indicator": (payload: TypingIndicator, acknowledge?: (reply: Reply<Noted>) => void) => void;
   "mark-message-read": (payload: MarkMessageRead, acknowledge?: (reply: Reply<Marked>) => void) => void;
   "chat-history": (payload: ChatHistory, acknowledge?: (reply: Reply<HistoryPage>) => void) => void;
+  "join-exam": (payload: JoinExam, acknowledge?: (reply: Reply<InExam>) => void) => void;
+  "leave-exam": (payload: LeaveExam, acknowledge?: (reply: Reply<OutOfExam>) => void) => void;
+  "exam-progress": (payload: ExamProgress, acknowledge?: (reply: Reply<ExamProgressSaved>) => void) => void;
+  "exam-answer": (payload: ExamAnswer, acknowledge?: (reply: Reply<ExamAnswerSaved>) => void) => void;
+  "exam-complete": (payload: ExamComplete, acknowledge?: (reply: Reply<ExamCompleted>) => void) => void;
+  "exam-control": (payload: ExamControl, acknowledge?: (reply: Reply<Controlled>) => void) => void;
 }
 
 export interface ServerToClientEvents {
@@ -248,5 +483,14 @@ export interface ServerToClientEvents {
   "message-read": (payload: MessageRead) => void;
   "unread-count": (payload: UnreadCount) => void;
   "chat-history": (payload: HistoryPage) => void;
+  "exam-joined": (payload: ExamJoined) => void;
+  "participant-joined-exam": (payload: ParticipantJoinedExam) => void;
+  "exam-left": (payload: ExamLeft) => void;
+  "participant-left-exam": (payload: ParticipantLeftExam) => void;
+  "exam-progress-saved": (payload: ExamProgressSaved) => void;
+  "exam-answer-saved": (payload: ExamAnswerSaved) => void;
+  "exam-completed": (payload: ExamCompleted) => void;
+  "participant-completed-exam": (payload: ParticipantCompletedExam) => void;
+  "exam-clock": (payload: ExamClock) => void;
   "new-notification": (payload: Notification) => void;
 }

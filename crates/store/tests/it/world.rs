@@ -13,6 +13,7 @@ use carillon_domain::{
     chat::{Settings, typing_indicator::Typists},
     contract::{Class, Command, find_command},
     dispatch::{Joined, dispatch},
+    exam,
     identity::Role,
     ports::{Admission, Clock, Ids},
     presence::Presence,
@@ -27,6 +28,7 @@ pub struct World {
     pub app: App,
     pub store: Arc<SqlStore>,
     pub url: String,
+    clock: Arc<Ticking>,
     _directory: TempDir,
 }
 
@@ -56,16 +58,18 @@ impl World {
     async fn open(url: String, directory: TempDir) -> Self {
         let store = Arc::new(SqlStore::open(&url, Opener::Server).await.unwrap());
         store.migrate().await.unwrap();
+        let clock = Arc::new(Ticking(AtomicI64::new(1_700_000_000_000)));
         let app = App {
             store: store.clone(),
-            clock: Arc::new(Ticking(AtomicI64::new(1_700_000_000_000))),
+            clock: clock.clone(),
             ids: Arc::new(Counting::default()),
             admission: Arc::new(Everybody),
             presence: Presence::default(),
             typists: Typists::default(),
             chat: Settings::default(),
+            exams: exam::State::new(exam_settings(), Timestamp(0)),
         };
-        Self { app, store, url, _directory: directory }
+        Self { app, store, url, clock, _directory: directory }
     }
 
     pub async fn sqlite() -> Self {
@@ -85,6 +89,12 @@ impl World {
             Err(_) => eprintln!("skipped on PostgreSQL: CARILLON_TEST_POSTGRES is not set"),
         }
         worlds
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, by: Duration) {
+        let ms = i64::try_from(by.as_millis()).unwrap();
+        self.clock.0.fetch_add(ms, Ordering::Relaxed);
     }
 
     pub fn is_sqlite(&self) -> bool {
@@ -133,6 +143,7 @@ pub fn caller(tenant_id: &str, id: &str) -> Caller {
         role: Role::Student,
         connection: ConnectionId::new(format!("connection-of-{id}")).unwrap(),
         joined: Joined::default(),
+        told: carillon_domain::exam::Told::default(),
     }
 }
 
@@ -150,4 +161,11 @@ async fn fresh(server: &str) -> String {
     conn.execute(create).await.unwrap();
     let (base, _) = server.rsplit_once('/').unwrap();
     format!("{base}/{name}")
+}
+
+pub fn exam_settings() -> exam::Settings {
+    exam::Settings {
+        grace: Duration::from_secs(2),
+        journal_key: exam::journal::JournalKey::new("a key for tests"),
+    }
 }

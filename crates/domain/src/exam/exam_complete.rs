@@ -1,0 +1,62 @@
+//! `exam-complete`: the student is done. However often it is sent, and from however many tabs,
+//! there is one result.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    AttemptStatus, EndedBy, Exams,
+    events::{ExamCompleted, ShownResult, ToStudent},
+    finish::finish,
+    own_attempt,
+};
+use crate::{
+    contract::{Class, Command, Handle, Policy},
+    dispatch::Cx,
+    ids::ExamId,
+    refusal::{Code, Refusal},
+};
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExamComplete {
+    pub exam_id: ExamId,
+}
+
+impl Command for ExamComplete {
+    type In = Exams;
+    type Reply = ExamCompleted;
+    const NAME: &'static str = "exam-complete";
+    const POLICY: Policy =
+        Policy::new(Class::Exam, "Exam ID is required", "Failed to complete exam")
+            .texts(&[(Code::NotFound, "Exam session not found")]);
+    fn example() -> Self {
+        Self { exam_id: ExamId::new("anatomy-1").expect("a sound id") }
+    }
+}
+
+impl Handle for ExamComplete {
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<ExamCompleted, Refusal> {
+        let (app, tenant, now) = (cx.app, &cx.caller.tenant, cx.now);
+        let attempt = own_attempt(cx, &self.exam_id).await?;
+        let closes_at = attempt.closes_at(app.exams.settings.grace);
+        let result = match attempt.status {
+            AttemptStatus::Completed => {
+                let found = cx.tx().await?.result_of_attempt(tenant, &attempt.id).await?;
+                let result = found.ok_or_else(|| Refusal::internal("a result is missing"))?;
+                let again =
+                    ExamCompleted { exam_id: self.exam_id, result: ShownResult::from(&result) };
+                cx.send(ToStudent::Caller, &again)?;
+                return Ok(again);
+            }
+            _ if closes_at.is_some_and(|at| now > at) => {
+                let by =
+                    if attempt.forced_at.is_some() { EndedBy::Staff } else { EndedBy::Deadline };
+                finish(cx, attempt, by).await?
+            }
+            AttemptStatus::Paused => return Err(Refusal::Paused),
+            AttemptStatus::InProgress => finish(cx, attempt, EndedBy::Student).await?,
+        };
+        Ok(ExamCompleted { exam_id: self.exam_id, result: ShownResult::from(&result) })
+    }
+}

@@ -1,0 +1,274 @@
+//! `join-exam`: the one attempt, whatever the tab and however often; begun now, or as it stands.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Answer, Attempt, AttemptStatus, Exam, ExamResult, Exams, Part,
+    events::{ExamJoined, ExamSession, ParticipantJoinedExam, ShownExam, ShownResult, ToStudent},
+    exam_for, journal,
+    journal::Entry,
+    paper::{Paper, Question},
+    room,
+};
+use crate::{
+    contract::{Class, Command, Handle, Policy, Scope, ToOthers},
+    dispatch::{App, Caller, Cx, Effect},
+    ids::{AttemptId, ExamId, Timestamp},
+    refusal::{Code, Refusal},
+};
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinExam {
+    pub exam_id: ExamId,
+}
+
+/// Where the attempt stands; the whole comes as `exam-joined`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InExam {
+    pub exam_id: ExamId,
+    /// `null` for staff who look on.
+    pub session_id: Option<AttemptId>,
+    pub deadline_at: Option<Timestamp>,
+    pub server_now: Timestamp,
+}
+
+impl Command for JoinExam {
+    type In = Exams;
+    type Reply = InExam;
+    const NAME: &'static str = "join-exam";
+    const POLICY: Policy = Policy::new(Class::Exam, "Exam ID is required", "Failed to join exam")
+        .rows_only()
+        .texts(&[(Code::NotFound, "Exam not found")]);
+    fn example() -> Self {
+        Self { exam_id: ExamId::new("anatomy-1").expect("a sound id") }
+    }
+}
+
+impl Handle for JoinExam {
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<InExam, Refusal> {
+        let (app, caller) = (cx.app, cx.caller);
+        let (exam, part) = exam_for(cx.tx().await?, caller, &self.exam_id).await?;
+        app.exams.forget_lost(&caller.tenant, &caller.user, &exam.id);
+        let attempt = attempt(cx, &exam, part).await?;
+        let (session_id, deadline_at) = match &attempt {
+            Some(attempt) => (Some(attempt.id.clone()), attempt.deadline_at),
+            None => (None, None),
+        };
+        show(cx, &exam, attempt.as_ref()).await?;
+        Ok(InExam { exam_id: exam.id, session_id, deadline_at, server_now: cx.now })
+    }
+}
+
+/// The attempt to show: the newest one, or a new one where one may be begun. `None` for staff who
+/// only look on.
+async fn attempt(cx: &mut Cx<'_>, exam: &Exam, part: Part) -> Result<Option<Attempt>, Refusal> {
+    let (tenant, user, now) = (&cx.caller.tenant, &cx.caller.user, cx.now);
+    let newest = cx.tx().await?.lock_newest_attempt(tenant, &exam.id, user).await?;
+    let number = match &newest {
+        None => 1,
+        Some(attempt) if attempt.status != AttemptStatus::Completed => {
+            return come_back(cx, newest.expect("just matched")).await.map(Some);
+        }
+        Some(attempt) => attempt.number + 1,
+    };
+    let may_begin = exam.check_window(now);
+    let may_begin = may_begin.and_then(|()| {
+        if number > exam.attempts_allowed {
+            return Err(Refusal::AttemptClosed("no attempt is left".into()));
+        }
+        Ok(())
+    });
+    let is_looking_on = part.is_staff && (!part.is_participant || newest.is_none());
+    match (may_begin, newest) {
+        (Ok(()), _) if !is_looking_on || part.is_participant => {
+            begin(cx, exam, number).await.map(Some)
+        }
+        (_, Some(completed)) => Ok(Some(completed)),
+        (Err(_), None) if part.is_staff => Ok(None),
+        (Ok(()), None) => Ok(None),
+        (Err(refusal), None) => Err(refusal),
+    }
+}
+
+/// Somebody who had left comes back.
+async fn come_back(cx: &mut Cx<'_>, mut attempt: Attempt) -> Result<Attempt, Refusal> {
+    if attempt.left_at.take().is_some() {
+        let tenant = &cx.caller.tenant;
+        cx.tx().await?.save_attempt(tenant, &attempt).await?;
+    }
+    Ok(attempt)
+}
+
+async fn begin(cx: &mut Cx<'_>, exam: &Exam, number: i64) -> Result<Attempt, Refusal> {
+    let (app, caller, now) = (cx.app, cx.caller, cx.now);
+    let (tenant, version) = (&caller.tenant, exam.paper_version);
+    let id = AttemptId::new(app.ids.uuid()).map_err(Refusal::internal)?;
+    let tx = cx.tx().await?;
+    let paper = app.exams.paper(tx, tenant, &exam.id, version).await?;
+    let mut attempt = Attempt {
+        order: exam.shuffle.then(|| paper.shuffled(id.as_str())),
+        id,
+        exam: exam.id.clone(),
+        user: caller.user.clone(),
+        user_name: caller.name.clone(),
+        number,
+        paper_version: version,
+        status: AttemptStatus::InProgress,
+        current_question: 0,
+        started_at: now,
+        limit_ms: exam.duration_ms,
+        window_end: exam.closes_at,
+        extra_ms: 0,
+        paused_ms: 0,
+        paused_at: None,
+        deadline_at: None,
+        clock_rev: 1,
+        forced_at: None,
+        last_activity: now,
+        left_at: None,
+        completed_at: None,
+        ended_by: None,
+        journal_len: 0,
+        journal_head: String::new(),
+    };
+    attempt.deadline_at = attempt.compute_deadline();
+    if !tx.insert_attempt(tenant, &attempt).await? {
+        // Another tab was faster.
+        let newest = tx.lock_newest_attempt(tenant, &exam.id, &caller.user).await?;
+        return newest.ok_or_else(|| Refusal::internal("an attempt is there and is not"));
+    }
+    let started = Entry::Started {
+        paper_version: version,
+        paper: super::paper::fingerprint(&paper.to_json()?),
+        order: attempt.order.clone(),
+        deadline_at: attempt.deadline_at.map(|at| at.0),
+    };
+    journal(cx, &mut attempt, &started).await?;
+    cx.tx().await?.save_attempt(tenant, &attempt).await?;
+    Ok(attempt)
+}
+
+/// Shows the attempt to the caller, and while it runs puts the socket into the exam's room.
+async fn show(cx: &mut Cx<'_>, exam: &Exam, attempt: Option<&Attempt>) -> Result<(), Refusal> {
+    let caller = cx.caller;
+    let view = match attempt {
+        Some(attempt) => {
+            let view = View::read(cx, exam, attempt).await?;
+            let versions = view.answers.iter().map(|answer| (answer.question, answer.version));
+            let (id, versions) = (attempt.id.clone(), versions.collect::<Vec<_>>());
+            cx.after_commit(move || caller.told.tell(&id, versions));
+            Some(view)
+        }
+        None => None,
+    };
+    let room = room(&exam.id);
+    let is_over = attempt.is_some_and(|attempt| attempt.status == AttemptStatus::Completed);
+    let seen = cx.app.presence.sockets_of(&caller.tenant, &caller.user, &room);
+    if !is_over {
+        cx.record(Effect::Hear(room.clone()));
+    }
+    let joined = joined(cx.app, caller, exam, view.as_ref(), true, cx.now);
+    cx.send_counting(ToStudent::Caller, &joined, room.clone())?;
+    if !is_over && seen.in_room == 0 {
+        let event = ParticipantJoinedExam {
+            exam_id: exam.id.clone(),
+            user_id: caller.user.clone(),
+            user_name: caller.name.clone(),
+            participant_count: 0,
+        };
+        cx.send_counting(ToOthers(room.clone(), caller.user.clone()), &event, room)?;
+    }
+    Ok(())
+}
+
+/// What `exam-joined` shows of an attempt.
+pub(super) struct View<'a> {
+    attempt: &'a Attempt,
+    answers: Vec<Answer>,
+    paper: std::sync::Arc<Paper>,
+    result: Option<ExamResult>,
+}
+
+impl<'a> View<'a> {
+    pub(super) async fn read(
+        cx: &mut Cx<'_>,
+        exam: &Exam,
+        attempt: &'a Attempt,
+    ) -> Result<Self, Refusal> {
+        let (app, tenant) = (cx.app, &cx.caller.tenant);
+        let tx = cx.tx().await?;
+        let paper = app.exams.paper(tx, tenant, &exam.id, attempt.paper_version).await?;
+        let answers = tx.answers(tenant, &attempt.id).await?;
+        let result = match attempt.status {
+            AttemptStatus::Completed => tx.result_of_attempt(tenant, &attempt.id).await?,
+            AttemptStatus::InProgress | AttemptStatus::Paused => None,
+        };
+        Ok(Self { attempt, answers, paper, result })
+    }
+}
+
+/// The event; its count is of now.
+pub(super) fn joined(
+    app: &App,
+    caller: &Caller,
+    exam: &Exam,
+    view: Option<&View<'_>>,
+    with_questions: bool,
+    now: Timestamp,
+) -> ExamJoined {
+    let in_order = |view: &View<'_>| -> Vec<Question> {
+        let questions = &view.paper.questions;
+        (0..questions.len())
+            .filter_map(|position| questions.get(view.attempt.place(position)?).cloned())
+            .collect()
+    };
+    let questions = view.filter(|_| with_questions).map(in_order);
+    let session = view.map(|view| {
+        let has_order = view.attempt.order.is_some();
+        let ids = has_order.then(|| in_order(view).into_iter().map(|of| of.id).collect());
+        ExamSession::new(view.attempt, &view.answers, ids, now)
+    });
+    ExamJoined {
+        exam_id: exam.id.clone(),
+        exam: ShownExam::new(exam, questions.map(|all| all.iter().map(Question::shown).collect())),
+        session,
+        result: view.and_then(|view| view.result.as_ref()).map(ShownResult::from),
+        server_now: now,
+        participant_count: app.presence.occupants(&caller.tenant, &room(&exam.id)),
+    }
+}
+
+/// Puts a socket that came back by itself into the running exams its user was cut off from: the
+/// shipped frontend joins once, when its page is opened.
+pub async fn restore(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
+    let now = app.clock.now();
+    let mut exams = app.exams.lost(&caller.tenant, &caller.user, now);
+    if app.exams.started_at.after(super::RETURN_WINDOW) >= now {
+        // This node has just been started: whoever sits an exam was cut off by that.
+        let mut reads = app.store.read().await?;
+        exams.extend(reads.running_exams_of(&caller.tenant, &caller.user).await?);
+        exams.sort_unstable();
+        exams.dedup();
+    }
+    exams.retain(|exam| !caller.joined.contains(&room(exam)));
+    let mut effects = Vec::new();
+    for exam in exams {
+        let mut cx = Cx::new(app, caller, Scope::Rows, now);
+        let (exam, _) = match exam_for(cx.tx().await?, caller, &exam).await {
+            Err(Refusal::NotFound) => continue,
+            found => found?,
+        };
+        let newest = cx.tx().await?.lock_newest_attempt(&caller.tenant, &exam.id, &caller.user);
+        let runs = |attempt: &Attempt| {
+            attempt.status != AttemptStatus::Completed && attempt.left_at.is_none()
+        };
+        if let Some(attempt) = newest.await?.filter(runs) {
+            show(&mut cx, &exam, Some(&attempt)).await?;
+            effects.extend(cx.commit().await?);
+        }
+    }
+    Ok(effects)
+}
