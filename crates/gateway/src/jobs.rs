@@ -1,9 +1,11 @@
 //! What happens by itself: deadlines of this node's state, the outbox relay, the watch over
 //! suspended users and over connections that have had enough.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use carillon_domain::{Effect, Refusal, Timestamp, presence::NOTED_EVERY, session};
+use carillon_domain::{
+    Effect, Refusal, TenantId, Timestamp, notification, presence::NOTED_EVERY, session,
+};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +21,14 @@ const HOLE: Duration = Duration::from_millis(50);
 const SUSPENSIONS: Duration = Duration::from_millis(500);
 /// Who has just come is noted within this.
 const NOTE: Duration = Duration::from_secs(2);
+/// What could not be pushed to somebody who listens is found within this.
+const UNDELIVERED: Duration = Duration::from_secs(1);
+/// A row may become visible so long after the time it bears.
+const LATE: Duration = Duration::from_secs(30);
+/// So many users are brought what they were not sent in one short transaction, and then everybody
+/// else has a turn: 2,000 users a second.
+const AT_ONCE: usize = 50;
+const BREATH: Duration = Duration::from_millis(25);
 const SWEEP: Duration = Duration::from_secs(1);
 const FORGET: Duration = Duration::from_mins(1);
 /// Outbox rows are kept this long, and deleted so many at a time.
@@ -39,6 +49,7 @@ pub async fn run(
             suspensions(&gateway),
             sweep(&gateway),
             note_seen(&gateway),
+            undelivered(&gateway),
             forget(&gateway, &limiter),
             close(&gateway, edge),
         )
@@ -127,6 +138,41 @@ async fn note_seen(gateway: &Gateway) {
         let result = session::note_seen(&gateway.domain, NOTED_EVERY).await;
         was_away = report("noting who is here", result, was_away);
     }
+}
+
+async fn undelivered(gateway: &Gateway) {
+    let mut was_away = false;
+    let mut looked_at = HashMap::new();
+    let mut ticks = every(UNDELIVERED);
+    loop {
+        ticks.tick().await;
+        let result = deliver_kept(gateway, &mut looked_at).await;
+        was_away = report("the delivery of notifications", result, was_away);
+    }
+}
+
+/// Looks only at what was made since the last look: what is older and still not delivered is for
+/// somebody who is not here, and comes to them when they do.
+async fn deliver_kept(
+    gateway: &Gateway,
+    looked_at: &mut HashMap<TenantId, Timestamp>,
+) -> Result<(), Refusal> {
+    let domain = &gateway.domain;
+    let tenants = domain.presence.tenants();
+    looked_at.retain(|tenant, _| tenants.contains(tenant));
+    for tenant in tenants {
+        let now = domain.clock.now();
+        let since = looked_at.get(&tenant).copied().unwrap_or(now).before(LATE);
+        let users = notification::awaiting(domain, &tenant, since).await?;
+        for some in users.chunks(AT_ONCE) {
+            for effect in notification::deliver(domain, &tenant, some).await? {
+                gateway.fanout.deliver_system(&tenant, effect);
+            }
+            tokio::time::sleep(BREATH).await;
+        }
+        looked_at.insert(tenant, now);
+    }
+    Ok(())
 }
 
 async fn forget(gateway: &Gateway, limiter: &Limiter) {
