@@ -115,6 +115,8 @@ struct Entry {
     left_at: Option<Timestamp>,
     /// When it was last noted in the database that the user is here.
     noted_at: Option<Timestamp>,
+    /// Whether a socket has been here long enough for its page to listen.
+    is_settled: bool,
 }
 
 /// What a socket's arrival means.
@@ -177,6 +179,7 @@ impl Presence {
             joined: HashMap::new(),
             left_at: None,
             noted_at: None,
+            is_settled: false,
         };
         state.connections.insert(caller.connection.clone());
         state.last_seen.remove(&key);
@@ -197,6 +200,7 @@ impl Presence {
             caller.joined.all().into_iter().filter(|room| entry.socket_left(room)).collect();
         if entry.sockets == 0 {
             entry.left_at = Some(now);
+            entry.is_settled = false;
             state.last_seen.insert(key, now);
         }
         for room in &left {
@@ -236,6 +240,25 @@ impl Presence {
     /// The user is no member of the room any more.
     pub fn forget_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
         self.lock().forget_member(tenant, user, room);
+    }
+
+    /// A socket of the user has been here for a moment.
+    pub fn settled(&self, tenant: &TenantId, user: &UserId) {
+        if let Some(entry) = self.lock().users.get_mut(&(tenant.clone(), user.clone())) {
+            entry.is_settled = entry.sockets > 0;
+        }
+    }
+
+    /// Whether what is sent to the user now is heard: a socket of theirs is here and has settled.
+    pub fn listens(&self, tenant: &TenantId, user: &UserId) -> bool {
+        let state = self.lock();
+        let entry = state.users.get(&(tenant.clone(), user.clone()));
+        entry.is_some_and(|entry| entry.is_settled)
+    }
+
+    /// The tenants that have somebody here.
+    pub fn tenants(&self) -> HashSet<TenantId> {
+        self.lock().users.keys().map(|(tenant, _)| tenant.clone()).collect()
     }
 
     /// How many users have a socket in the room.

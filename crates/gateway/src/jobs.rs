@@ -1,16 +1,13 @@
 //! What happens by itself: deadlines of this node's state, the outbox relay, the watch over
 //! suspended users and over connections that have had enough.
 
-use std::{sync::Arc, time::Duration};
+mod exams;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use carillon_domain::{
-    Effect, Refusal, TenantId, Timestamp,
-    exam::{finish, results},
-    ids::AttemptId,
-    presence::NOTED_EVERY,
-    session,
+    Effect, Refusal, TenantId, Timestamp, notification, presence::NOTED_EVERY, session,
 };
-use futures_util::future::join_all;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -26,12 +23,14 @@ const HOLE: Duration = Duration::from_millis(50);
 const SUSPENSIONS: Duration = Duration::from_millis(500);
 /// Who has just come is noted within this.
 const NOTE: Duration = Duration::from_secs(2);
-/// Deadlines are looked at this often.
-const DEADLINES: Duration = Duration::from_millis(250);
-/// Results that wait to be released or regraded, this often.
-const RESULTS: Duration = Duration::from_millis(500);
-/// So many attempts or results at a time.
-const AT_ONCE: u32 = 64;
+/// What could not be pushed to somebody who listens is found within this.
+const UNDELIVERED: Duration = Duration::from_secs(1);
+/// A row may become visible so long after the time it bears.
+const LATE: Duration = Duration::from_secs(30);
+/// So many users are brought what they were not sent in one short transaction, and then everybody
+/// else has a turn: 2,000 users a second.
+const AT_ONCE: usize = 50;
+const BREATH: Duration = Duration::from_millis(25);
 const SWEEP: Duration = Duration::from_secs(1);
 const FORGET: Duration = Duration::from_mins(1);
 /// Outbox rows are kept this long, and deleted so many at a time.
@@ -50,10 +49,11 @@ pub async fn run(
             tick(&gateway),
             relay(&gateway),
             suspensions(&gateway),
-            finish_attempts(&gateway),
-            carry_out_results(&gateway),
+            exams::finish_attempts(&gateway),
+            exams::carry_out_results(&gateway),
             sweep(&gateway),
             note_seen(&gateway),
+            undelivered(&gateway),
             forget(&gateway, &limiter),
             close(&gateway, edge),
         )
@@ -124,79 +124,6 @@ async fn cut_suspended(gateway: &Gateway) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Makes due attempts final, a batch at a time: those of one tenant share its lane's commits.
-async fn finish_attempts(gateway: &Gateway) {
-    let mut was_away = false;
-    let mut ticks = every(DEADLINES);
-    loop {
-        ticks.tick().await;
-        loop {
-            let due = finish::due(&gateway.domain, AT_ONCE).await;
-            let found = due.as_ref().map_or(0, Vec::len);
-            let result = match due {
-                Ok(due) => {
-                    let ends = due.iter().map(|(tenant, of)| finish_attempt(gateway, tenant, of));
-                    join_all(ends).await.into_iter().collect()
-                }
-                Err(refusal) => Err(refusal),
-            };
-            let is_well = result.is_ok();
-            was_away = report("the watch over deadlines", result, was_away);
-            if found < AT_ONCE as usize || !is_well {
-                break;
-            }
-        }
-    }
-}
-
-async fn finish_attempt(
-    gateway: &Gateway,
-    tenant: &TenantId,
-    attempt: &AttemptId,
-) -> Result<(), Refusal> {
-    match finish::finish_due(&gateway.domain, tenant, attempt).await {
-        Ok(effects) => {
-            if !effects.is_empty() {
-                gateway.metrics.finished();
-            }
-            for effect in effects {
-                gateway.fanout.deliver_system(tenant, effect);
-            }
-            Ok(())
-        }
-        Err(refusal) if refusal.retry_after().is_some() => Err(refusal),
-        Err(refusal) => {
-            // One attempt that cannot be made final does not hold up the others.
-            tracing::error!(
-                tenant.id = %tenant,
-                attempt.id = %attempt,
-                error = &refusal as &dyn std::error::Error,
-                "the attempt {attempt} cannot be made final and is set aside"
-            );
-            gateway.metrics.set_aside();
-            finish::set_aside(&gateway.domain, tenant, attempt).await
-        }
-    }
-}
-
-/// Releases and regrades results that wait for it.
-async fn carry_out_results(gateway: &Gateway) {
-    let mut was_away = false;
-    let mut ticks = every(RESULTS);
-    loop {
-        ticks.tick().await;
-        let result = async {
-            for (tenant, of, due) in results::due(&gateway.domain, AT_ONCE).await? {
-                for effect in results::carry_out(&gateway.domain, &tenant, &of, due).await? {
-                    gateway.fanout.deliver_system(&tenant, effect);
-                }
-            }
-            Ok(())
-        };
-        was_away = report("the release of results", result.await, was_away);
-    }
-}
-
 async fn sweep(gateway: &Gateway) {
     let mut ticks = every(SWEEP);
     loop {
@@ -215,6 +142,41 @@ async fn note_seen(gateway: &Gateway) {
         let result = session::note_seen(&gateway.domain, NOTED_EVERY).await;
         was_away = report("noting who is here", result, was_away);
     }
+}
+
+async fn undelivered(gateway: &Gateway) {
+    let mut was_away = false;
+    let mut looked_at = HashMap::new();
+    let mut ticks = every(UNDELIVERED);
+    loop {
+        ticks.tick().await;
+        let result = deliver_kept(gateway, &mut looked_at).await;
+        was_away = report("the delivery of notifications", result, was_away);
+    }
+}
+
+/// Looks only at what was made since the last look: what is older and still not delivered is for
+/// somebody who is not here, and comes to them when they do.
+async fn deliver_kept(
+    gateway: &Gateway,
+    looked_at: &mut HashMap<TenantId, Timestamp>,
+) -> Result<(), Refusal> {
+    let domain = &gateway.domain;
+    let tenants = domain.presence.tenants();
+    looked_at.retain(|tenant, _| tenants.contains(tenant));
+    for tenant in tenants {
+        let now = domain.clock.now();
+        let since = looked_at.get(&tenant).copied().unwrap_or(now).before(LATE);
+        let users = notification::awaiting(domain, &tenant, since).await?;
+        for some in users.chunks(AT_ONCE) {
+            for effect in notification::deliver(domain, &tenant, some).await? {
+                gateway.fanout.deliver_system(&tenant, effect);
+            }
+            tokio::time::sleep(BREATH).await;
+        }
+        looked_at.insert(tenant, now);
+    }
+    Ok(())
 }
 
 async fn forget(gateway: &Gateway, limiter: &Limiter) {

@@ -271,6 +271,8 @@ export type Noted = Record<string, never>;
 /** A notification as it stands in the database and on the wire. */
 export interface Notification {
   action_url: string | null;
+  /** How often it has happened since it was last read; absent when once. */
+  count?: number | null;
   created_at: string;
   /** Any JSON. */
   data: unknown;
@@ -282,6 +284,25 @@ export interface Notification {
   /** `EXAM_UPDATE`, `MESSAGE`, `LEADERBOARD`, `SYSTEM`, or a word of the sender's. */
   type: string;
   user_id: string;
+}
+
+/** One has been read; a lower `rev` than one already seen is stale. */
+export interface NotificationRead {
+  notificationId: string;
+  rev: number;
+  unreadCount: number;
+}
+
+/** It is stored, and on its way to whoever listens. */
+export interface NotificationSent {
+  notificationId: string;
+  timestamp: string;
+}
+
+/** All of them have been read; `unreadCount` is not 0 when there are newer ones. */
+export interface NotificationsReadAll {
+  rev: number;
+  unreadCount: number;
 }
 
 export interface OutOfExam {
@@ -318,6 +339,15 @@ export interface ParticipantLeftExam {
 /** How much it matters. */
 export type Priority = "low" | "normal" | "high" | "urgent";
 
+export interface ReadAllNotifications {
+  /** The newest one to mark; what was made before the command came unless said otherwise. */
+  upTo?: string | null;
+}
+
+export interface ReadNotification {
+  notificationId: string;
+}
+
 /** The answer to `join-room`: the room's newest messages, and where the caller stands in it. */
 export interface RoomJoined {
   /** Whether there are older messages. */
@@ -349,6 +379,29 @@ export interface SendMessage {
   /** `text` unless said otherwise. */
   messageType?: string | null;
   roomId: string;
+}
+
+export interface SendNotification {
+  /** http, https or a path on this site. */
+  actionUrl?: string | null;
+  /** Replaces the unread one of the same key; not with a `dedupeKey`. */
+  collapseKey?: string | null;
+  /** Any JSON of at most 8 KiB. */
+  data?: unknown;
+  /** The same key again, for the same user, is the same notification. */
+  dedupeKey?: string | null;
+  /** ISO 8601; from then on it counts nowhere. */
+  expiresAt?: string | null;
+  /** Plain text, at most 4,000 characters. */
+  message: string;
+  /** `normal` unless said otherwise. */
+  priority?: Priority | null;
+  /** Plain text, at most 255 characters. */
+  title: string;
+  /** `EXAM_UPDATE`, `MESSAGE`, `LEADERBOARD`, `SYSTEM`, or a word of one's own; at most 50 characters. */
+  type: string;
+  /** Oneself unless said otherwise. */
+  userId?: string | null;
 }
 
 /** A position in one room: gapless, in commit order. */
@@ -467,6 +520,9 @@ export interface ClientToServerEvents {
   "exam-answer": (payload: ExamAnswer, acknowledge?: (reply: Reply<ExamAnswerSaved>) => void) => void;
   "exam-complete": (payload: ExamComplete, acknowledge?: (reply: Reply<ExamCompleted>) => void) => void;
   "exam-control": (payload: ExamControl, acknowledge?: (reply: Reply<Controlled>) => void) => void;
+  "notification-send": (payload: SendNotification, acknowledge?: (reply: Reply<NotificationSent>) => void) => void;
+  "notification-read": (payload: ReadNotification, acknowledge?: (reply: Reply<NotificationRead>) => void) => void;
+  "notification-read-all": (payload?: ReadAllNotifications | null, acknowledge?: (reply: Reply<NotificationsReadAll>) => void) => void;
 }
 
 export interface ServerToClientEvents {
@@ -493,4 +549,7 @@ export interface ServerToClientEvents {
   "participant-completed-exam": (payload: ParticipantCompletedExam) => void;
   "exam-clock": (payload: ExamClock) => void;
   "new-notification": (payload: Notification) => void;
+  "notification-sent": (payload: NotificationSent) => void;
+  "notification-read": (payload: NotificationRead) => void;
+  "notifications-read-all": (payload: NotificationsReadAll) => void;
 }

@@ -10,7 +10,7 @@ use crate::{
     contract::ToUser,
     dispatch::Cx,
     ids::UserId,
-    notification::{self, Notice, Priority},
+    notification::{self, Draft, Notice, Priority},
     refusal::Refusal,
 };
 
@@ -63,5 +63,8 @@ async fn notify(cx: &mut Cx<'_>, message: &ChatMessage, to: UserId) -> Result<()
         priority: Priority::Normal,
         action_url: None,
     };
-    notification::tell(cx, to, notice).await
+    // A room that is not read is one notification, whatever is said in it.
+    let collapse_key = Some(message.room_id.to_string());
+    let draft = Draft { collapse_key, ..Draft::try_from(notice)? };
+    notification::store(cx, to, draft).await.map(|_| ())
 }

@@ -37,6 +37,43 @@ pub fn sanitise(message: &str) -> Result<String, Refusal> {
     Ok(clean.to_owned())
 }
 
+/// Takes all markup out.
+static STRIPPER: LazyLock<ammonia::Builder<'static>> = LazyLock::new(|| {
+    let mut stripper = ammonia::Builder::empty();
+    stripper.clean_content_tags(HashSet::from(["script", "style"]));
+    stripper
+});
+
+/// A required text without markup, as it is meant to be read: no entities, nothing a browser would
+/// take for a tag. Nothing left counts as missing.
+pub fn plain(field: &'static str, text: &str, max_chars: usize) -> Result<String, Refusal> {
+    /// Markup under so many layers of escaping is no accident.
+    const LAYERS: usize = 8;
+    let mut text: String = text.nfc().collect();
+    if text.chars().count() > max_chars {
+        return Err(Refusal::Invalid(format!("{field}: at most {max_chars} characters").into()));
+    }
+    for _ in 0..LAYERS {
+        let escaped = STRIPPER.clean(&text).to_string();
+        let clean = escaped
+            .replace("&lt;", "<")
+            .replace("&gt;", ">")
+            .replace("&nbsp;", "\u{a0}")
+            .replace("&amp;", "&")
+            .replace('\0', "");
+        if clean == text {
+            let text = text.trim();
+            return if text.is_empty() {
+                Err(Refusal::Required(format!("{field}: nothing to show").into()))
+            } else {
+                Ok(text.to_owned())
+            };
+        }
+        text = clean;
+    }
+    Err(Refusal::Invalid(format!("{field}: plain text").into()))
+}
+
 /// An optional text of bounded length; an empty one is none.
 pub fn short(
     field: &'static str,
@@ -107,6 +144,21 @@ mod tests {
         for raw in ["", "   ", "<script>alert(1)</script>"] {
             assert!(matches!(sanitise(raw), Err(Refusal::Required(_))), "{raw:?}");
         }
+    }
+
+    #[test]
+    fn plain_text_is_kept_as_it_is_and_markup_is_not() {
+        for (raw, plain_text) in [
+            ("Cardiology & co", "Cardiology & co"),
+            (" 2 < 3, a\u{a0}b\nc ", "2 < 3, a\u{a0}b\nc"),
+            ("<b>bold</b><script>alert(1)</script>", "bold"),
+            ("&lt;img src=x onerror=alert(1)&gt;x", "x"),
+            ("&amp;lt;b&amp;gt;x", "x"),
+            ("<scr<script>ipt>x", "ipt>x"),
+        ] {
+            assert_eq!(plain("name", raw, 100).unwrap(), plain_text, "{raw}");
+        }
+        assert!(plain("name", &format!("&{}lt;b&gt;x", "amp;".repeat(20)), 200).is_err());
     }
 
     #[test]

@@ -1,20 +1,49 @@
 //! What somebody should know although they were not there.
+//!
+//! A notification is stored in the transaction of its cause. Who listens is sent it at once; for
+//! everybody else it waits with `delivered_at` null, and is claimed, once, by whoever delivers it.
 
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
-    contract::{Event, EventRow, Namespace, Route, ToUser, event},
+    contract::{EventRow, Namespace, Route, Scope, ToUser, event, route},
     dispatch::{App, Caller, Cx, Effect},
-    ids::{NotificationId, Timestamp, UserId},
+    identity::Role,
+    ids::{NotificationId, TenantId, Timestamp, UserId},
     refusal::Refusal,
 };
 
-pub const COMMANDS: &[Route] = &[];
-pub const EVENTS: &[EventRow] = &[event::<NewNotification>()];
+pub mod broadcast;
+pub mod deliver;
+pub mod events;
+pub mod notification_read;
+pub mod notification_read_all;
+pub mod notification_send;
+
+pub use self::{
+    broadcast::{Audience, Batch, broadcast},
+    deliver::{awaiting, deliver, deliver_stored},
+    events::NewNotification,
+};
+use self::{
+    events::{NotificationRead, NotificationsReadAll},
+    notification_read::ReadNotification,
+    notification_read_all::ReadAllNotifications,
+    notification_send::{NotificationSent, SendNotification},
+};
+
+pub const COMMANDS: &[Route] =
+    &[route::<SendNotification>(), route::<ReadNotification>(), route::<ReadAllNotifications>()];
+pub const EVENTS: &[EventRow] = &[
+    event::<NewNotification>(),
+    event::<NotificationSent>(),
+    event::<NotificationRead>(),
+    event::<NotificationsReadAll>(),
+];
 
 /// Notifications, on `/`, `/api` and `/notification`.
 #[derive(Debug)]
@@ -24,10 +53,11 @@ impl Namespace for Notifications {
 }
 
 /// How much it matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
     Low,
+    #[default]
     Normal,
     High,
     Urgent,
@@ -41,6 +71,12 @@ impl Priority {
             Self::High => "high",
             Self::Urgent => "urgent",
         }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Low, Self::Normal, Self::High, Self::Urgent]
+            .into_iter()
+            .find(|priority| priority.as_str() == text)
     }
 }
 
@@ -61,20 +97,19 @@ pub struct Notification {
     pub priority: Priority,
     pub action_url: Option<String>,
     pub created_at: Timestamp,
+    /// How often it has happened since it was last read; absent when once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<i64>,
 }
 
-/// A notification has been stored for this user.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(transparent)]
-pub struct NewNotification(pub Notification);
-impl Event for NewNotification {
-    type In = Notifications;
-    type To = ToUser;
-    const NAME: &'static str = "new-notification";
-    const DURABLE: bool = true;
+impl Notification {
+    /// The key `count`, from how often it happened.
+    pub fn count(occurrences: i64) -> Option<i64> {
+        (occurrences > 1).then_some(occurrences)
+    }
 }
 
-/// A notification before it is stored.
+/// A notification before it is stored, in the common form.
 #[derive(Clone, Debug)]
 pub struct Notice {
     pub kind: &'static str,
@@ -85,31 +120,108 @@ pub struct Notice {
     pub action_url: Option<String>,
 }
 
-/// Stores a notification in the transaction of its cause, and records that the user is told.
-pub async fn tell(cx: &mut Cx<'_>, to: UserId, notice: Notice) -> Result<(), Refusal> {
-    let data = notice.data.as_ref().map(serde_json::value::to_raw_value);
-    let notification = Notification {
-        id: NotificationId::new(cx.app.ids.uuid()).map_err(Refusal::internal)?,
-        user_id: to.clone(),
-        kind: notice.kind.into(),
-        title: notice.title,
-        message: notice.message,
-        data: data.transpose().map_err(Refusal::internal)?.map(Arc::from),
-        is_read: false,
-        priority: notice.priority,
-        action_url: notice.action_url,
-        created_at: cx.now,
-    };
-    let tenant = cx.caller.tenant.clone();
-    cx.tx().await?.insert_notification(&tenant, &notification).await?;
-    cx.send(ToUser(to), &NewNotification(notification))
+/// A notification before it is stored, with everything that can be said about it:
+/// `Draft { dedupe_key: Some(key), ..Draft::try_from(notice)? }`.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    pub kind: String,
+    pub title: String,
+    pub message: String,
+    pub data: Option<Arc<RawValue>>,
+    pub priority: Priority,
+    pub action_url: Option<String>,
+    /// The same key again, for the same user, is the same notification: nothing is stored, nothing
+    /// is told.
+    pub dedupe_key: Option<String>,
+    /// What happens under one key while it is unread is one row: the latest text, and a count.
+    /// Urgent notifications are never collapsed.
+    pub collapse_key: Option<String>,
+    /// From then on it counts nowhere and is not delivered.
+    pub expires_at: Option<Timestamp>,
 }
 
-/// What was stored for the user while they were away.
-#[expect(
-    clippy::unused_async,
-    reason = "reads the database as soon as rows say whether they were delivered"
-)]
-pub async fn deliver_stored(_: &App, _: &Caller) -> Result<Vec<Effect>, Refusal> {
-    Ok(Vec::new())
+impl TryFrom<Notice> for Draft {
+    type Error = Refusal;
+    fn try_from(notice: Notice) -> Result<Self, Refusal> {
+        let data = notice.data.as_ref().map(serde_json::value::to_raw_value);
+        Ok(Self {
+            kind: notice.kind.into(),
+            title: notice.title,
+            message: notice.message,
+            data: data.transpose().map_err(Refusal::internal)?.map(Arc::from),
+            priority: notice.priority,
+            action_url: notice.action_url,
+            ..Self::default()
+        })
+    }
+}
+
+/// A row as it is to be written.
+#[derive(Clone, Debug)]
+pub struct Unstored {
+    pub notification: Notification,
+    /// Set when it is sent to its user in the same breath.
+    pub delivered_at: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
+    pub dedupe_key: Option<String>,
+    pub collapse_key: Option<String>,
+}
+
+/// What became of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    New,
+    /// It updated the unread row of its collapse key.
+    Collapsed {
+        id: NotificationId,
+        occurrences: i64,
+    },
+    /// The user had one with that dedupe key.
+    Known(NotificationId),
+}
+
+/// Stores a notification in the transaction of its cause, and records that the user is told.
+pub async fn tell(cx: &mut Cx<'_>, to: UserId, notice: Notice) -> Result<(), Refusal> {
+    store(cx, to, notice.try_into()?).await.map(|_| ())
+}
+
+/// As [`tell`], for what needs keys or an end. Returns the id of the row that holds it, which is
+/// an older one where a key says so.
+pub async fn store(cx: &mut Cx<'_>, to: UserId, draft: Draft) -> Result<NotificationId, Refusal> {
+    let tenant = cx.caller.tenant.clone();
+    // Only inside the transaction: [`deliver`] explains why the order matters.
+    cx.tx().await?;
+    let is_heard = cx.app.presence.listens(&tenant, &to);
+    let mut new = Unstored {
+        notification: Notification {
+            id: NotificationId::new(cx.app.ids.uuid()).map_err(Refusal::internal)?,
+            user_id: to.clone(),
+            kind: draft.kind,
+            title: draft.title,
+            message: draft.message,
+            data: draft.data,
+            is_read: false,
+            priority: draft.priority,
+            action_url: draft.action_url,
+            created_at: cx.now,
+            count: None,
+        },
+        delivered_at: is_heard.then_some(cx.now),
+        expires_at: draft.expires_at,
+        dedupe_key: draft.dedupe_key,
+        collapse_key: draft.collapse_key.filter(|_| draft.priority != Priority::Urgent),
+    };
+    match cx.tx().await?.insert_notification(&tenant, &new).await? {
+        Stored::New => {}
+        Stored::Collapsed { id, occurrences } => {
+            new.notification.id = id;
+            new.notification.count = Notification::count(occurrences);
+        }
+        Stored::Known(id) => return Ok(id),
+    }
+    let id = new.notification.id.clone();
+    if is_heard {
+        cx.send(ToUser(to), &NewNotification(new.notification))?;
+    }
+    Ok(id)
 }

@@ -5,7 +5,7 @@ use carillon_domain::{
     chat::{NewMessage, Page, RoomKind, Unread},
     contract::{Address, Scope},
     identity::{Claims, Role, UserStatus},
-    notification::{Notification, Priority},
+    notification::{Notification, Priority, Unstored},
     ports::Store as _,
 };
 
@@ -171,9 +171,17 @@ async fn the_outbox_reads_back_in_order_and_forgets_what_is_old() {
                 priority: Priority::Urgent,
                 action_url: None,
                 created_at: NOW,
+                count: None,
+            };
+            let unstored = Unstored {
+                notification: notification.clone(),
+                delivered_at: None,
+                expires_at: None,
+                dedupe_key: None,
+                collapse_key: None,
             };
             let mut tx = world.store.begin(&t, Scope::Lane).await.unwrap();
-            tx.insert_notification(&t, &notification).await.unwrap();
+            tx.insert_notification(&t, &unstored).await.unwrap();
             let to = carillon_domain::contract::ToUser(user("ana"));
             let event = carillon_domain::notification::NewNotification(notification);
             let emit = carillon_domain::Emit::new(to, &event).unwrap();
