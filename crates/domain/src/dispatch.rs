@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use crate::{
     chat::{self, typing_indicator::Typists},
     contract::{Address, Class, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
-    identity::Role,
+    identity::{Account, Role},
     ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
     ports::{Admission, Clock, Ids, Reads, Store, Tx},
     presence::Presence,
@@ -48,7 +48,7 @@ impl fmt::Debug for App {
 const SYSTEM: &str = " system";
 
 /// Who asks: one socket of a user, a backend with a key, or the system itself.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Caller {
     pub tenant: TenantId,
     pub user: UserId,
@@ -81,9 +81,9 @@ impl Caller {
     }
 }
 
-/// The rooms of one socket.
-#[derive(Debug, Default)]
-pub struct Joined(Mutex<HashSet<RoomId>>);
+/// The rooms of one socket; clones are the same rooms.
+#[derive(Clone, Debug, Default)]
+pub struct Joined(Arc<Mutex<HashSet<RoomId>>>);
 
 impl Joined {
     pub fn contains(&self, room: &RoomId) -> bool {
@@ -120,6 +120,8 @@ pub enum Effect {
     Expel(UserId, RoomId),
     /// Every socket of the user is disconnected for good.
     Cut(UserId),
+    /// The user's row has changed: their sockets go on as who they are now.
+    Know(Arc<Account>),
 }
 
 /// An event on its way out, encoded once.
@@ -267,7 +269,7 @@ fn admit(app: &App, caller: &Caller, policy: &Policy, payload: &RawValue) -> Res
     Ok(())
 }
 
-fn take(app: &App, caller: &Caller, class: Class) -> Result<(), Refusal> {
+pub(crate) fn take(app: &App, caller: &Caller, class: Class) -> Result<(), Refusal> {
     app.admission.admit(caller, class).map_err(|retry_after| Refusal::RateLimited { retry_after })
 }
 

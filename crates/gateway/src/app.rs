@@ -22,7 +22,9 @@ use crate::{
     fanout::Fanout,
     gateway::Gateway,
     http::{
+        api::{self, Api},
         health::{self, Health},
+        keys::Keys,
         origin::{self, Origins},
     },
     jobs,
@@ -127,9 +129,11 @@ impl Node {
         );
         let health = Health::new(gateway.clone());
         let for_requests = edge.clone();
+        let api = Api { gateway: gateway.clone(), keys: Arc::new(Keys::new(config)?) };
         let router = Router::new()
             .route("/socket.io/", any(move |request: Request| for_requests.clone().handle(request)))
             .merge(health::routes(health.clone()))
+            .merge(api::routes(&api))
             .merge(options.extra)
             .fallback(health::not_found)
             .layer(origin::cors(origins));
