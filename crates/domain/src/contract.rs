@@ -335,7 +335,7 @@ impl std::fmt::Debug for Route {
 }
 
 /// The schema of something the server sends: every key is there, `null` when it is empty.
-fn sent<T: JsonSchema>() -> Schema {
+pub(crate) fn sent<T: JsonSchema>() -> Schema {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>()
 }
 

@@ -17,7 +17,7 @@ use crate::{
     chat::{self, typing_indicator::Typists},
     contract::{Address, Class, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
     exam,
-    identity::Role,
+    identity::{Account, Role},
     ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
     ports::{Admission, Clock, Ids, Reads, Store, Tx},
     presence::Presence,
@@ -50,7 +50,7 @@ impl fmt::Debug for App {
 const SYSTEM: &str = " system";
 
 /// Who asks: one socket of a user, a backend with a key, or the system itself.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Caller {
     pub tenant: TenantId,
     pub user: UserId,
@@ -86,9 +86,9 @@ impl Caller {
     }
 }
 
-/// The rooms of one socket.
-#[derive(Debug, Default)]
-pub struct Joined(Mutex<HashSet<RoomId>>);
+/// The rooms of one socket; clones are the same rooms.
+#[derive(Clone, Debug, Default)]
+pub struct Joined(Arc<Mutex<HashSet<RoomId>>>);
 
 impl Joined {
     pub fn contains(&self, room: &RoomId) -> bool {
@@ -125,6 +125,8 @@ pub enum Effect {
     Expel(UserId, RoomId),
     /// Every socket of the user is disconnected for good.
     Cut(UserId),
+    /// The user's row has changed: their sockets go on as who they are now.
+    Know(Arc<Account>),
 }
 
 /// An event on its way out, encoded once.
@@ -233,16 +235,6 @@ impl<'a> Cx<'a> {
         self.after_commit.push(Box::new(change));
     }
 
-    /// Notes what staff did, in the transaction of the deed.
-    pub async fn audit(
-        &mut self,
-        _action: &'static str,
-        _subject: &str,
-        _details: serde_json::Value,
-    ) -> Result<(), Refusal> {
-        self.tx().await.map(|_| ())
-    }
-
     /// Records an effect made elsewhere.
     pub fn record(&mut self, effect: Effect) {
         self.effects.push(effect);
@@ -326,7 +318,7 @@ fn admit(app: &App, caller: &Caller, policy: &Policy, payload: &RawValue) -> Res
     Ok(())
 }
 
-fn take(app: &App, caller: &Caller, class: Class) -> Result<(), Refusal> {
+pub(crate) fn take(app: &App, caller: &Caller, class: Class) -> Result<(), Refusal> {
     app.admission.admit(caller, class).map_err(|retry_after| Refusal::RateLimited { retry_after })
 }
 

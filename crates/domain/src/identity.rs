@@ -1,5 +1,6 @@
 //! Who somebody is, once a credential has been verified.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Timestamp, UserId};
@@ -84,6 +85,35 @@ pub struct User {
     pub status: UserStatus,
     /// When the token this row was made from was issued; `None` for rows managed elsewhere.
     pub claims_issued_at: Option<Timestamp>,
+    /// Tokens issued before this are refused.
+    pub tokens_valid_from: Option<Timestamp>,
+}
+
+impl User {
+    /// Whether a token issued at that time still counts; one that does not say when it was issued
+    /// does not, once any was revoked.
+    pub fn accepts_token_of(&self, issued_at: Option<Timestamp>) -> bool {
+        self.tokens_valid_from.is_none_or(|from| issued_at.is_some_and(|at| at >= from))
+    }
+}
+
+/// Everything the server API shows of a user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Account {
+    pub id: UserId,
+    pub name: String,
+    pub email: Option<String>,
+    pub role: Role,
+    pub avatar: Option<String>,
+    pub target_specialty: Option<String>,
+    pub status: UserStatus,
+    /// Whether the row is managed here; otherwise it follows the user's tokens.
+    pub managed: bool,
+    /// Tokens issued before this are refused; null when none was revoked.
+    pub tokens_valid_from: Option<Timestamp>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
 }
 
 /// What a verified token says about its bearer.

@@ -3,6 +3,7 @@
 //! A command comes in as a payload, passes [`dispatch`], and ends as committed rows and a list of
 //! effects. The crate declares what it needs from outside in [`ports`]; it never sends anything.
 
+pub mod api;
 pub mod chat;
 pub mod contract;
 pub mod dispatch;

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
+    api::connections::{Connected, OnlineUser},
     chat::Chat,
     contract::{Address, Event, EventRow, To, event},
     dispatch::Caller,
@@ -98,7 +99,7 @@ struct State {
     online_members: HashMap<(TenantId, RoomId), HashSet<UserId>>,
     /// How many users have a socket in a room.
     occupants: HashMap<(TenantId, RoomId), usize>,
-    connections: HashSet<ConnectionId>,
+    connections: HashMap<ConnectionId, Key>,
     /// Users whose last socket is gone, and when it went; kept for [`RETURN_WINDOW`].
     last_seen: HashMap<Key, Timestamp>,
 }
@@ -160,8 +161,8 @@ impl Presence {
             entry.sockets += 1;
             entry.left_at = None;
             entry.name.clone_from(&caller.name);
-            state.connections.insert(caller.connection.clone());
             state.last_seen.remove(&key);
+            state.connections.insert(caller.connection.clone(), key);
             return Coming::WasHere;
         }
         let Some(rooms) = rooms else { return Coming::RoomsNeeded };
@@ -181,7 +182,7 @@ impl Presence {
             noted_at: None,
             is_settled: false,
         };
-        state.connections.insert(caller.connection.clone());
+        state.connections.insert(caller.connection.clone(), key.clone());
         state.last_seen.remove(&key);
         state.users.insert(key, entry);
         Coming::Online(rooms)
@@ -190,7 +191,7 @@ impl Presence {
     /// Counts a socket out. Returns the rooms in which the user has no other socket.
     pub fn disconnected(&self, caller: &Caller, now: Timestamp) -> Vec<RoomId> {
         let mut state = self.lock();
-        if !state.connections.remove(&caller.connection) {
+        if state.connections.remove(&caller.connection).is_none() {
             return Vec::new();
         }
         let key = (caller.tenant.clone(), caller.user.clone());
@@ -322,7 +323,7 @@ impl Presence {
 
     /// Whether a socket of that public id is connected.
     pub fn is_connection(&self, id: &str) -> bool {
-        ConnectionId::new(id).is_ok_and(|id| self.lock().connections.contains(&id))
+        ConnectionId::new(id).is_ok_and(|id| self.lock().connections.contains_key(&id))
     }
 
     /// Whether the user is connected or was within [`RETURN_WINDOW`].
@@ -344,6 +345,38 @@ impl Presence {
             }
         }
         due
+    }
+
+    /// Users of a tenant who are online, after an id, by id.
+    pub fn online_users(&self, tenant: &TenantId, after: &str, limit: usize) -> Vec<OnlineUser> {
+        let state = self.lock();
+        let is_meant = |(of, user): &&Key| of == tenant && user.as_str() > after;
+        let mut keys: Vec<&Key> = state.users.keys().filter(is_meant).collect();
+        keys.sort_unstable();
+        let views = keys.into_iter().take(limit).filter_map(|key| {
+            let entry = state.users.get(key)?;
+            Some(OnlineUser {
+                user_id: key.1.clone(),
+                user_name: entry.name.clone(),
+                connections: entry.sockets,
+                rooms: entry.joined.len(),
+            })
+        });
+        views.collect()
+    }
+
+    /// Sockets of a tenant, after an id, by id.
+    pub fn connections(&self, tenant: &TenantId, after: &str, limit: usize) -> Vec<Connected> {
+        let state = self.lock();
+        let is_meant = |(id, (of, _)): &(&ConnectionId, &Key)| of == tenant && id.as_str() > after;
+        let mut sockets: Vec<(&ConnectionId, &Key)> =
+            state.connections.iter().filter(is_meant).collect();
+        sockets.sort_unstable();
+        let views = sockets
+            .into_iter()
+            .take(limit)
+            .map(|(id, (_, user))| Connected { id: id.clone(), user_id: user.clone() });
+        views.collect()
     }
 
     /// Users and sockets connected.

@@ -24,7 +24,9 @@ use crate::{
     fanout::Fanout,
     gateway::Gateway,
     http::{
+        api::{self, Api},
         health::{self, Health},
+        keys::Keys,
         origin::{self, Origins},
     },
     jobs,
@@ -130,9 +132,11 @@ impl Node {
         );
         let health = Health::new(gateway.clone());
         let for_requests = edge.clone();
+        let api = Api { gateway: gateway.clone(), keys: Arc::new(Keys::new(config)?) };
         let router = Router::new()
             .route("/socket.io/", any(move |request: Request| for_requests.clone().handle(request)))
             .merge(health::routes(health.clone()))
+            .merge(api::routes(&api))
             .merge(options.extra)
             .fallback(health::not_found)
             .layer(origin::cors(origins));

@@ -95,6 +95,9 @@ impl Authenticator {
             .await
             .map_err(Denied::Away)?
             .ok_or(Denied::UserNotFound)?;
+        if !user.accepts_token_of(claims.issued_at) {
+            return Err(Denied::InvalidToken);
+        }
         match user.status {
             UserStatus::Suspended => Err(Denied::Suspended),
             UserStatus::Verified | UserStatus::Pending => {

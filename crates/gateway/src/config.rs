@@ -2,7 +2,7 @@
 //! into final types; components receive their section, never the whole.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -11,11 +11,18 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use carillon_domain::{TenantId, contract::Class, contract::Rate, identity::Role};
+use carillon_domain::{
+    TenantId,
+    api::Rights,
+    contract::{Class, Rate},
+    identity::Role,
+};
 use jsonwebtoken::Algorithm;
 use schemars::JsonSchema;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use crate::http::keys;
 
 /// Everything. Sections that a deployment does not mention keep their defaults.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -31,6 +38,8 @@ pub struct Config {
     pub log: Log,
     /// One per frontend. Without any, the environment makes one: `sinaesta`.
     pub apps: Vec<App>,
+    /// Keys for the server API, besides those made by `carillon apikey`.
+    pub api_keys: Vec<ApiKey>,
     /// What was found odd while reading; told once logging runs.
     #[serde(skip)]
     pub warnings: Vec<String>,
@@ -203,6 +212,67 @@ pub struct Key {
     /// For the others: PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+}
+
+/// What a backend proves itself with.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKey {
+    /// What journals and the audit log show.
+    pub name: String,
+    /// The tenant it acts for; that of the default app unless said otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub tenant: Option<TenantId>,
+    /// The key itself: at least 32 random characters. Or `key_hash`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Secret>,
+    /// The SHA-256 of the key, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_hash: Option<Secret>,
+    /// What it may do, such as `users:write`; `*` for everything.
+    pub scopes: Vec<String>,
+}
+
+impl ApiKey {
+    /// As the database holds it.
+    pub fn hash(&self) -> String {
+        match (&self.key, &self.key_hash) {
+            (Some(key), _) => keys::hash(key.expose()),
+            (None, hash) => {
+                hash.as_ref().map(|hash| hash.expose().to_lowercase()).unwrap_or_default()
+            }
+        }
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        check_key_name(&self.name)?;
+        Rights::parse(self.scopes.iter().map(String::as_str)).context("scopes")?;
+        match (&self.key, &self.key_hash) {
+            (Some(key), None) => {
+                let different: BTreeSet<u8> = key.expose().bytes().collect();
+                ensure!(
+                    key.expose().len() >= 32 && different.len() >= 10,
+                    "key is weak: use at least 32 random characters, or `carillon apikey create`"
+                );
+            }
+            (None, Some(hash)) => ensure!(
+                hash.expose().len() == 64 && hash.expose().bytes().all(|b| b.is_ascii_hexdigit()),
+                "key_hash is a SHA-256: 64 hexadecimal digits"
+            ),
+            _ => bail!("either key or key_hash"),
+        }
+        Ok(())
+    }
+}
+
+/// The name of a key stands in logs, journals and audits.
+pub fn check_key_name(name: &str) -> anyhow::Result<()> {
+    ensure!(
+        (1..=64).contains(&name.chars().count()) && !name.chars().any(char::is_control),
+        "the name of an API key is 1 to 64 characters"
+    );
+    Ok(())
 }
 
 impl Default for Server {
@@ -486,7 +556,7 @@ impl Config {
                 "limits.rates.{name}: there is no such class of commands"
             );
         }
-        let mut ids = std::collections::BTreeSet::new();
+        let mut ids = BTreeSet::new();
         for app in &self.apps {
             ensure!(ids.insert(&app.id), "two [[apps]] have the id {:?}", app.id);
             app.validate().with_context(|| format!("in the app {:?}", app.id))?;
@@ -495,7 +565,22 @@ impl Config {
             self.apps.iter().filter(|app| app.default).count() <= 1,
             "only one of the [[apps]] can be the default"
         );
+        let mut names = BTreeSet::new();
+        for key in &self.api_keys {
+            ensure!(
+                names.insert((&key.tenant, &key.name)),
+                "two [[api_keys]] of a tenant have the name {:?}",
+                key.name
+            );
+            key.validate().with_context(|| format!("in the API key {:?}", key.name))?;
+        }
         Ok(())
+    }
+
+    /// The app of what nothing else assigns.
+    pub fn default_app(&self) -> &App {
+        let chosen = self.apps.iter().find(|app| app.default).or_else(|| self.apps.first());
+        chosen.expect("a valid configuration has an app")
     }
 
     /// The rate of a class.
@@ -564,7 +649,7 @@ const KNOWN_SECRETS: [&str; 5] =
 fn check_strength(secret: &str) -> anyhow::Result<()> {
     let lower = secret.to_lowercase();
     let is_known = KNOWN_SECRETS.iter().any(|known| lower.starts_with(known) && lower.len() < 32);
-    let different: std::collections::BTreeSet<u8> = secret.bytes().collect();
+    let different: BTreeSet<u8> = secret.bytes().collect();
     ensure!(
         !is_known && secret.len() >= 16 && different.len() >= 6,
         "JWT_SECRET (or keys.secret) is weak or a default: use at least 16 random bytes, better 32"
@@ -683,6 +768,36 @@ mod tests {
             let message = format!("{:#}", from(&environment).unwrap_err());
             assert!(message.contains(named), "{message}");
         }
+    }
+
+    #[test]
+    fn an_api_key_is_strong_has_scopes_and_is_never_shown() {
+        let with = |keys: &str| -> anyhow::Result<Config> {
+            let directory = std::env::temp_dir().join(format!("carillon-{}", uuid::Uuid::now_v7()));
+            std::fs::write(&directory, keys)?;
+            let environment = [(SECRET.0.to_owned(), SECRET.1.to_owned())].into();
+            let config = Config::from_parts(Some(&directory), &environment);
+            std::fs::remove_file(&directory)?;
+            config
+        };
+        let key = |rest: &str| format!("[[api_keys]]\nname = \"backend\"\n{rest}\n");
+        let good = "key = \"ck_3q8Zt1Vb7Xn5Lm2Kp9Rw4Yc6Hd0Jf8Gs\"\nscopes = [\"*\"]";
+        let config = with(&key(good)).unwrap();
+        assert_eq!(config.api_keys[0].hash().len(), 64);
+        let shown = toml::to_string(&config).unwrap();
+        assert!(!shown.contains("ck_3q8Z"), "{shown}");
+        for (bad, named) in [
+            ("key = \"short\"\nscopes = [\"*\"]", "key is weak"),
+            ("key_hash = \"abc\"\nscopes = [\"*\"]", "key_hash"),
+            ("scopes = [\"*\"]", "either key or key_hash"),
+            ("key = \"ck_3q8Zt1Vb7Xn5Lm2Kp9Rw4Yc6Hd0Jf8Gs\"\nscopes = [\"fly\"]", "\"fly\" is not"),
+            ("key = \"ck_3q8Zt1Vb7Xn5Lm2Kp9Rw4Yc6Hd0Jf8Gs\"\nscopes = []", "scope"),
+        ] {
+            let message = format!("{:#}", with(&key(bad)).unwrap_err());
+            assert!(message.contains(named) && message.contains("backend"), "{message}");
+        }
+        let twice = key(good) + &key(good);
+        assert!(format!("{:#}", with(&twice).unwrap_err()).contains("backend"));
     }
 
     #[test]

@@ -142,6 +142,11 @@ impl Fanout {
                     self.cut(&seat);
                 }
             }
+            Effect::Know(account) => {
+                for seat in self.seats_of(tenant, &account.id) {
+                    seat.renew(&account);
+                }
+            }
             // The system has no socket.
             Effect::Join { .. } | Effect::Leave(_) | Effect::Hear(_) => {}
         }

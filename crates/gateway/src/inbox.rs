@@ -236,7 +236,9 @@ async fn run(
     received_at: Timestamp,
     acknowledged: bool,
 ) -> Result<Done, Refusal> {
-    let work = dispatch(&gateway.domain, &seat.caller, route, payload, received_at, acknowledged);
+    let renewed = seat.renewed();
+    let caller = renewed.as_deref().unwrap_or(&seat.caller);
+    let work = dispatch(&gateway.domain, caller, route, payload, received_at, acknowledged);
     let left = PATIENCE.saturating_sub(received.elapsed());
     match tokio::time::timeout(left, AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(result)) => result,

@@ -6,7 +6,7 @@ mod exams;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use carillon_domain::{
-    Effect, Refusal, TenantId, Timestamp, notification, presence::NOTED_EVERY, session,
+    Effect, Refusal, TenantId, Timestamp, contract::Scope, notification, presence::NOTED_EVERY, session,
 };
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -33,7 +33,7 @@ const AT_ONCE: usize = 50;
 const BREATH: Duration = Duration::from_millis(25);
 const SWEEP: Duration = Duration::from_secs(1);
 const FORGET: Duration = Duration::from_mins(1);
-/// Outbox rows are kept this long, and deleted so many at a time.
+/// Outbox rows and replies are kept this long, and deleted so many at a time.
 const KEPT: Duration = Duration::from_hours(24);
 const BATCH: u32 = 500;
 
@@ -187,10 +187,22 @@ async fn forget(gateway: &Gateway, limiter: &Limiter) {
         limiter.forget();
         let before = Timestamp(gateway.domain.clock.now().0 - kept_ms);
         // What is not deleted now is deleted in a minute.
+        while let Ok(deleted) = forget_replies(gateway, before).await
+            && deleted == u64::from(BATCH)
+        {}
         while let Ok(deleted) = gateway.domain.store.forget_published(before, BATCH).await
             && deleted == u64::from(BATCH)
         {}
     }
+}
+
+/// Of all tenants, in one statement; the transaction belongs to none of them.
+async fn forget_replies(gateway: &Gateway, before: Timestamp) -> Result<u64, Refusal> {
+    let nobody = TenantId::new("system").map_err(Refusal::internal)?;
+    let mut tx = gateway.domain.store.begin(&nobody, Scope::Rows).await?;
+    let deleted = tx.forget_replies(before, BATCH).await?;
+    tx.commit().await?;
+    Ok(deleted)
 }
 
 async fn close(gateway: &Gateway, mut edge: Edge) {

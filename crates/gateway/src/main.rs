@@ -1,5 +1,6 @@
 //! `carillon`: parse, build, run.
 
+mod apikey;
 mod app;
 mod auth;
 mod config;
@@ -47,6 +48,11 @@ enum Command {
     Migrate(WithConfig),
     /// Prints a signed token.
     Token(token::Request),
+    /// Keys for the server API.
+    Apikey {
+        #[command(subcommand)]
+        request: apikey::Request,
+    },
     /// The configuration in force, or whether it is valid.
     Config {
         #[command(subcommand)]
@@ -118,6 +124,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", request.sign()?);
             Ok(())
         }
+        Command::Apikey { request } => request.run().await,
         Command::Generate { check } => generate::run(check),
         Command::Config { command: ConfigCommand::Show(with) } => {
             print!("{}", toml::to_string(&with.load()?)?);

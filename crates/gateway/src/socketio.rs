@@ -3,12 +3,14 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use carillon_domain::{Caller, ConnectionId, contract::ALL_PATHS, dispatch::Joined, session};
+use carillon_domain::{
+    Caller, ConnectionId, contract::ALL_PATHS, dispatch::Joined, identity::Account, session,
+};
 use carillon_redis_adapter::{Hub, NodeAdapter};
 use socketioxide::{
     adapter::Emitter,
@@ -40,9 +42,27 @@ pub struct Seat {
     pub path: &'static str,
     pub socket: std::sync::Weak<Socket<Adapter>>,
     has_arrived: AtomicBool,
+    /// The caller as they are since their row was changed.
+    renewed: Mutex<Option<Arc<Caller>>>,
 }
 
 impl Seat {
+    /// The user's row has changed: what the socket asks from now on, it asks as who they are now.
+    pub fn renew(&self, account: &Account) {
+        let caller = Caller {
+            name: account.name.clone(),
+            avatar: account.avatar.clone(),
+            role: account.role,
+            ..self.caller.clone()
+        };
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(caller));
+    }
+
+    /// `None` while the caller is who came.
+    pub fn renewed(&self) -> Option<Arc<Caller>> {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Tells the others, once, before anything else of this socket is handled.
     pub async fn arrive(&self, gateway: &Gateway) {
         if self.has_arrived.swap(true, Ordering::AcqRel) {
@@ -173,6 +193,7 @@ async fn connect(
         path,
         socket: Arc::downgrade(&socket),
         has_arrived: AtomicBool::new(false),
+        renewed: Mutex::default(),
     });
     socket.extensions.insert(seat.clone());
     socket.on_fallback(ToInbox { gateway: gateway.clone(), seat: seat.clone() });

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use carillon_domain::{
     MessageId, Refusal, RoomId, Seq, TenantId, Timestamp, UserId,
+    api::rooms::RoomView,
     chat::{ChatMessage, ChatRoom, NewMessage, Page, RoomKind, Unread},
     ports::{ChatReads, ChatWrites},
 };
@@ -15,6 +16,8 @@ use crate::{
 
 const ROOM: &str = "SELECT id, type AS kind, last_seq FROM chat_rooms
     WHERE tenant_id = $1 AND id = $2";
+const ROOMS: &str = "SELECT id, name, type AS kind, member_count, last_seq, created_at
+    FROM chat_rooms WHERE tenant_id = $1 AND id > $2 ORDER BY id LIMIT $3";
 const IS_MEMBER: &str = "SELECT 1 FROM chat_members
     WHERE tenant_id = $1 AND room_id = $2 AND user_id = $3";
 const MEMBERS: &str = "SELECT user_id FROM chat_members
@@ -102,6 +105,16 @@ impl Row {
     }
 }
 
+#[derive(sqlx::FromRow)]
+struct RoomRow {
+    id: String,
+    name: String,
+    kind: String,
+    member_count: i64,
+    last_seq: i64,
+    created_at: Time,
+}
+
 impl SqlTx {
     async fn page(
         &mut self,
@@ -148,6 +161,29 @@ impl ChatReads for SqlTx {
             Ok(ChatRoom { id, kind, last_seq: Seq(last_seq) })
         })
         .transpose()
+    }
+
+    async fn rooms(
+        &mut self,
+        tenant: &TenantId,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<RoomView>, Refusal> {
+        let rows: Vec<RoomRow> = on!(self.conn(), c => sqlx::query_as(ROOMS)
+            .bind(tenant.as_str()).bind(after).bind(i64::from(limit)).fetch_all(c).await)
+        .map_err(refusal)?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(RoomView {
+                    id: RoomId::new(row.id).map_err(Refusal::internal)?,
+                    name: row.name,
+                    kind: row.kind,
+                    member_count: row.member_count,
+                    last_seq: Seq(row.last_seq),
+                    created_at: row.created_at.into(),
+                })
+            })
+            .collect()
     }
 
     async fn members(&mut self, tenant: &TenantId, room: &RoomId) -> Result<Vec<UserId>, Refusal> {

@@ -7,7 +7,8 @@ use super::{Chat, ChatMessage, PAGE, Page, fit};
 use crate::{
     contract::{Class, Command, Event, Handle, Policy, ToCaller},
     dispatch::Cx,
-    ids::{RoomId, Seq},
+    ids::{RoomId, Seq, TenantId},
+    ports::Reads,
     refusal::Refusal,
 };
 
@@ -70,35 +71,42 @@ impl Command for ChatHistory {
 
 impl Handle for ChatHistory {
     async fn handle(self, cx: &mut Cx<'_>) -> Result<HistoryPage, Refusal> {
-        let page = match (self.before, self.after, self.around) {
-            (None, None, None) => Page::Latest,
-            (Some(seq), None, None) => Page::Before(seq),
-            (None, Some(seq), None) => Page::After(seq),
-            (None, None, Some(seq)) => Page::Around(seq),
-            _ => return Err(Refusal::Invalid("one of before, after and around".into())),
-        };
-        let limit = self.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
-        let tenant = &cx.caller.tenant;
-        let mut reads = cx.read().await?;
-        let room = reads.chat_room(tenant, &self.room_id).await?.ok_or(Refusal::NotFound)?;
-        let messages = reads.messages(tenant, &self.room_id, page, limit).await?;
-        let messages = match page {
-            Page::Latest | Page::Before(_) => fit(messages, Seq(i64::MAX)),
-            Page::After(_) => fit(messages, Seq(0)),
-            Page::Around(place) => fit(messages, place),
-        };
-        let has_more = match page {
-            Page::After(seq) => {
-                messages.last().map_or(room.last_seq > seq, |last| last.seq < room.last_seq)
-            }
-            Page::Latest | Page::Before(_) | Page::Around(_) => {
-                messages.first().is_some_and(|first| first.seq > Seq(1))
-            }
-        };
-        let page = HistoryPage { room_id: self.room_id, messages, has_more, seq: room.last_seq };
+        let page = history(cx.read().await?.as_mut(), &cx.caller.tenant, self).await?;
         if !cx.acknowledged {
             cx.send(ToCaller(), &page)?;
         }
         Ok(page)
     }
+}
+
+/// The page that is asked for, of a room the asker may read.
+pub(crate) async fn history(
+    reads: &mut dyn Reads,
+    tenant: &TenantId,
+    ask: ChatHistory,
+) -> Result<HistoryPage, Refusal> {
+    let page = match (ask.before, ask.after, ask.around) {
+        (None, None, None) => Page::Latest,
+        (Some(seq), None, None) => Page::Before(seq),
+        (None, Some(seq), None) => Page::After(seq),
+        (None, None, Some(seq)) => Page::Around(seq),
+        _ => return Err(Refusal::Invalid("one of before, after and around".into())),
+    };
+    let limit = ask.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
+    let room = reads.chat_room(tenant, &ask.room_id).await?.ok_or(Refusal::NotFound)?;
+    let messages = reads.messages(tenant, &ask.room_id, page, limit).await?;
+    let messages = match page {
+        Page::Latest | Page::Before(_) => fit(messages, Seq(i64::MAX)),
+        Page::After(_) => fit(messages, Seq(0)),
+        Page::Around(place) => fit(messages, place),
+    };
+    let has_more = match page {
+        Page::After(seq) => {
+            messages.last().map_or(room.last_seq > seq, |last| last.seq < room.last_seq)
+        }
+        Page::Latest | Page::Before(_) | Page::Around(_) => {
+            messages.first().is_some_and(|first| first.seq > Seq(1))
+        }
+    };
+    Ok(HistoryPage { room_id: ask.room_id, messages, has_more, seq: room.last_seq })
 }

@@ -142,7 +142,7 @@ impl ExamControl {
             "seconds": self.seconds,
             "affected": affected,
         });
-        cx.audit("exam-control", self.exam_id.as_str(), details).await?;
+        cx.audit("exam.control", self.exam_id.as_str(), &details).await?;
         Ok(affected)
     }
 

@@ -151,5 +151,5 @@ async fn regrade(cx: &mut Cx<'_>, id: &ResultId) -> Result<(), Refusal> {
         tell(cx, &after, "Exam Result Changed").await?;
     }
     let details = serde_json::json!({ "resultId": id, "revision": after.revision, "at": now });
-    cx.audit("exam-regrade", exam.id.as_str(), details).await
+    cx.audit("exam.regrade", exam.id.as_str(), &details).await
 }

@@ -19,10 +19,11 @@ pub use self::{
 };
 
 use crate::{
+    api::{rooms::RoomView, users::NewAccount},
     chat::{ChatMessage, ChatRoom, NewMessage, Page, RoomKind, Unread},
     contract::{Class, Scope},
     dispatch::{Caller, Emit},
-    identity::{Claims, User},
+    identity::{Account, Claims, User},
     ids::{MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId},
     refusal::Refusal,
 };
@@ -129,6 +130,15 @@ pub trait OutboxReads: Send {
 #[async_trait]
 pub trait UserReads: Send {
     async fn user(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<User>>;
+    /// Everything about a user.
+    async fn account(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<Account>>;
+    /// Users after an id, by id.
+    async fn accounts(
+        &mut self,
+        tenant: &TenantId,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Account>>;
     /// When the user was last noted as being here.
     async fn last_seen(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<Timestamp>>;
     /// Everybody who is suspended, in all tenants.
@@ -145,6 +155,20 @@ pub trait UserWrites: Send {
         claims: &Claims,
         now: Timestamp,
     ) -> Result<User>;
+    /// Makes or replaces the row; from then on it is managed here.
+    async fn put_account(
+        &mut self,
+        tenant: &TenantId,
+        account: &NewAccount,
+        now: Timestamp,
+    ) -> Result<()>;
+    /// Refuses tokens issued before an instant; false when there is no such user.
+    async fn revoke_tokens(
+        &mut self,
+        tenant: &TenantId,
+        user: &UserId,
+        from: Timestamp,
+    ) -> Result<bool>;
     /// Notes that these users are here.
     async fn note_seen(
         &mut self,
@@ -157,6 +181,8 @@ pub trait UserWrites: Send {
 #[async_trait]
 pub trait ChatReads: Send {
     async fn chat_room(&mut self, tenant: &TenantId, room: &RoomId) -> Result<Option<ChatRoom>>;
+    /// Rooms after an id, by id.
+    async fn rooms(&mut self, tenant: &TenantId, after: &str, limit: u32) -> Result<Vec<RoomView>>;
     async fn members(&mut self, tenant: &TenantId, room: &RoomId) -> Result<Vec<UserId>>;
     async fn is_member(&mut self, tenant: &TenantId, room: &RoomId, user: &UserId) -> Result<bool>;
     /// The rooms a user is a member of, newest membership first.

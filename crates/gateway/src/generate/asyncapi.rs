@@ -79,7 +79,7 @@ fn hoist(mut schema: Value, schemas: &mut Map<String, Value>) -> Value {
     schema
 }
 
-fn relocate(schema: &mut Value) {
+pub(super) fn relocate(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
             for (name, value) in fields {

@@ -2,6 +2,7 @@
 
 mod asyncapi;
 mod markdown;
+pub mod openapi;
 mod typescript;
 
 use std::{fs, path::Path};
@@ -10,6 +11,7 @@ use anyhow::{Context as _, bail};
 
 /// Where `generate` writes, seen from the root of the repository.
 const ASYNCAPI: &str = "docs/asyncapi.json";
+const OPENAPI: &str = "docs/openapi.json";
 const TYPESCRIPT: &str = "examples/client/src/events.gen.ts";
 const FRONTENDS: &str = "docs/FRONTENDS.md";
 const OPERATIONS: &str = "docs/OPERATIONS.md";
@@ -18,6 +20,7 @@ const OPERATIONS: &str = "docs/OPERATIONS.md";
 pub fn run(check: bool) -> anyhow::Result<()> {
     let files = [
         (ASYNCAPI, asyncapi::document()?),
+        (OPENAPI, openapi::text()),
         (TYPESCRIPT, typescript::types()?),
         (FRONTENDS, section(FRONTENDS, "events", &markdown::events())?),
         (OPERATIONS, section(OPERATIONS, "configuration", &markdown::configuration()?)?),

@@ -1,4 +1,7 @@
 //! The HTTP routes beside Socket.IO.
 
+pub mod api;
 pub mod health;
+pub mod keys;
 pub mod origin;
+pub mod problem;

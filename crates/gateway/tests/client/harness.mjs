@@ -4,11 +4,12 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createHmac, randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { test } from "node:test";
 import { createInterface } from "node:readline";
+import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { io as io40 } from "socket.io-client-4.0";
 import { io as io44 } from "socket.io-client-4.4";
@@ -16,6 +17,14 @@ import { io as io48 } from "socket.io-client";
 
 export const CLIENTS = { "4.8": io48, "4.4": io44, "4.0": io40 };
 export const SECRET = "0f8c1d4e5b6a79881726354433221100";
+/** A key with every right in the tenant of the tokens; every server here knows it. */
+export const API_KEY = "ck_stories0123456789abcdefghijklmnopqrstuvw";
+const API_KEYS = `[[api_keys]]
+name = "stories"
+tenant = "default"
+key = "${API_KEY}"
+scopes = ["*"]
+`;
 
 const root = fileURLToPath(new URL("../../../../", import.meta.url));
 export const binary = process.env.CARILLON_BIN ?? path.join(root, "target/debug/carillon");
@@ -41,11 +50,13 @@ export class Server {
     return server;
   }
 
-  constructor({ env = {}, databaseUrl, config } = {}) {
+  constructor({ env = {}, databaseUrl, config, toml = "" } = {}) {
     this.directory = mkdtempSync(path.join(tmpdir(), "carillon-test-"));
     this.databaseUrl = databaseUrl ?? `sqlite:${this.directory}/carillon.db`;
     this.env = env;
-    this.config = config;
+    // A file of a test's own is used as it is; `toml` is added to the file every server has.
+    this.config = config ?? path.join(this.directory, "carillon.toml");
+    if (!config) writeFileSync(this.config, `${API_KEYS}\n${toml}`);
     this.port = 0;
     this.log = [];
   }
@@ -55,18 +66,9 @@ export class Server {
   }
 
   async #launch() {
-    const args = this.config ? ["serve", "--config", this.config] : ["serve"];
-    this.child = spawn(binary, args, {
+    this.child = spawn(binary, ["serve", "--config", this.config], {
       cwd: this.directory,
-      env: {
-        PATH: process.env.PATH,
-        JWT_SECRET: SECRET,
-        DATABASE_URL: this.databaseUrl,
-        CARILLON_SERVER__LISTEN: `127.0.0.1:${this.port}`,
-        CARILLON_OPERATIONS__LISTEN: "127.0.0.1:0",
-        CARILLON_LOG__FORMAT: "json",
-        ...this.env,
-      },
+      env: this.#environment(),
       stdio: ["ignore", "ignore", "pipe"],
     });
     this.exited = once(this.child, "exit").then(([code, signal]) => ({ code, signal }));
@@ -86,6 +88,53 @@ export class Server {
         reject(new Error(`the server ended with ${code}: ${this.log.slice(-5).join("\n")}`)),
       );
     });
+  }
+
+  #environment() {
+    return {
+      PATH: process.env.PATH,
+      JWT_SECRET: SECRET,
+      DATABASE_URL: this.databaseUrl,
+      CARILLON_SERVER__LISTEN: `127.0.0.1:${this.port}`,
+      CARILLON_OPERATIONS__LISTEN: "127.0.0.1:0",
+      CARILLON_LOG__FORMAT: "json",
+      ...this.env,
+    };
+  }
+
+  /** Runs `carillon …` with this server's configuration; resolves to what it printed. */
+  async run(...args) {
+    const child = spawn(binary, [...args, "--config", this.config], {
+      cwd: this.directory,
+      env: this.#environment(),
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    const [ended, stdout, stderr] = await Promise.all([
+      once(child, "exit"),
+      text(child.stdout),
+      text(child.stderr),
+    ]);
+    if (ended[0] !== 0) throw new Error(stderr);
+    return stdout.trim();
+  }
+
+  /**
+   * Asks the server API. `body` is sent as JSON, a string as it is; `key: null` sends none.
+   * Resolves to {status, body, headers}.
+   */
+  async api(method, path, body, { key = API_KEY, idempotencyKey, headers = {} } = {}) {
+    const response = await fetch(this.url + path, {
+      method,
+      headers: {
+        ...(key === null ? {} : { authorization: `Bearer ${key}` }),
+        ...(body === undefined ? {} : { "content-type": "application/json" }),
+        ...(idempotencyKey === undefined ? {} : { "idempotency-key": idempotencyKey }),
+        ...headers,
+      },
+      body: body === undefined || typeof body === "string" ? body : JSON.stringify(body),
+    });
+    const text = await response.text();
+    return { status: response.status, body: text && JSON.parse(text), headers: response.headers };
   }
 
   async restart() {
@@ -247,6 +296,11 @@ class World {
     const person = await Person.connect(this.server, id, options);
     this.#people.push(person);
     return person;
+  }
+
+  /** Asks the server API; see `Server.api`. */
+  async api(method, path, body, options) {
+    return this.server.api(method, path, body, options);
   }
 
   async people(...ids) {

@@ -1,0 +1,61 @@
+//! Who did what, when: the audit log. Append only; the deeds themselves write it.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Cursor, Listed, Method, Operation, OperationRow, Right, operation, page};
+use crate::{dispatch::Cx, ids::Timestamp, refusal::Refusal};
+
+pub const OPERATIONS: &[OperationRow] = &[operation::<ListAudit>()];
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct ListAudit {
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
+    /// 1 to 100; 50 unless said otherwise.
+    #[serde(default)]
+    pub limit: Option<u32>,
+}
+
+/// One deed.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEntry {
+    /// Grows with every deed.
+    pub id: i64,
+    pub at: Timestamp,
+    /// A user's id, or `api:` and the name of a key.
+    pub actor: String,
+    /// `user.put`, `exam.control`, …
+    pub action: String,
+    /// What it was done to.
+    pub subject: String,
+    #[schemars(with = "serde_json::Value")]
+    pub details: Arc<RawValue>,
+}
+
+impl Operation for ListAudit {
+    type Reply = Listed<AuditEntry>;
+    const NAME: &'static str = "listAudit";
+    const METHOD: Method = Method::Get;
+    const PATH: &'static str = "/v1/audit";
+    const RIGHT: Right = Right::ReadAudit;
+    const SUMMARY: &'static str = "The audit log, newest first";
+
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<Listed<AuditEntry>, Refusal> {
+        let limit = page::limit(self.limit);
+        let before = match self.cursor {
+            Some(cursor) => {
+                let [id] = cursor.keys()?;
+                id.parse()
+                    .map_err(|_| Refusal::Invalid("cursor: not one that was given out".into()))?
+            }
+            None => i64::MAX,
+        };
+        let entries = cx.read().await?.audit_entries(&cx.caller.tenant, before, limit + 1).await?;
+        Ok(Listed::new(entries, limit, |entry| Cursor::after([&entry.id.to_string()])))
+    }
+}

@@ -1,0 +1,210 @@
+//! Users as the school's backend manages them. A row written here wins over tokens.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Cursor, Listed, Method, Operation, OperationRow, Right, operation, page};
+use crate::{
+    chat::text,
+    dispatch::{Cx, Effect},
+    identity::{Account, Role, UserStatus},
+    ids::{Timestamp, UserId},
+    refusal::Refusal,
+};
+
+pub const OPERATIONS: &[OperationRow] = &[
+    operation::<PutUser>(),
+    operation::<GetUser>(),
+    operation::<ListUsers>(),
+    operation::<RevokeTokens>(),
+    operation::<CutUser>(),
+];
+
+/// Characters of a name, an address and a specialty.
+const MAX_NAME: usize = 200;
+const MAX_EMAIL: usize = 320;
+const MAX_SPECIALTY: usize = 100;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PutUser {
+    pub id: UserId,
+    /// What others see; not empty.
+    pub name: String,
+    #[serde(default)]
+    pub email: Option<String>,
+    pub role: Role,
+    /// http, https or a path on this site.
+    #[serde(default)]
+    pub avatar: Option<String>,
+    #[serde(default)]
+    pub target_specialty: Option<String>,
+    /// `VERIFIED` unless said otherwise. `SUSPENDED` cuts the user's connections.
+    #[serde(default)]
+    pub status: Option<UserStatus>,
+}
+
+/// What a row is made from.
+#[derive(Clone, Debug)]
+pub struct NewAccount {
+    pub id: UserId,
+    pub name: String,
+    pub email: Option<String>,
+    pub role: Role,
+    pub avatar: Option<String>,
+    pub target_specialty: Option<String>,
+    pub status: UserStatus,
+}
+
+impl Operation for PutUser {
+    type Reply = Account;
+    const NAME: &'static str = "putUser";
+    const METHOD: Method = Method::Put;
+    const PATH: &'static str = "/v1/users/{id}";
+    const RIGHT: Right = Right::WriteUsers;
+    const SUMMARY: &'static str = "Makes or replaces a user; from then on tokens change nothing";
+
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<Account, Refusal> {
+        let name = text::short("name", Some(self.name.trim().to_owned()), MAX_NAME)?;
+        let account = NewAccount {
+            id: self.id,
+            name: name.ok_or(Refusal::Invalid("name: empty".into()))?,
+            email: text::short("email", self.email, MAX_EMAIL)?,
+            role: self.role,
+            avatar: text::link("avatar", self.avatar)?,
+            target_specialty: text::short("targetSpecialty", self.target_specialty, MAX_SPECIALTY)?,
+            status: self.status.unwrap_or(UserStatus::Verified),
+        };
+        let (tenant, now) = (cx.caller.tenant.clone(), cx.now);
+        let tx = cx.tx().await?;
+        let before = tx.account(&tenant, &account.id).await?;
+        tx.put_account(&tenant, &account, now).await?;
+        let after = tx.account(&tenant, &account.id).await?.ok_or(Refusal::NotFound)?;
+        let details = json!({
+            "role": { "before": before.as_ref().map(|user| user.role), "after": after.role },
+            "status": { "before": before.as_ref().map(|user| user.status), "after": after.status },
+        });
+        cx.audit("user.put", after.id.as_str(), &details).await?;
+        if after.status == UserStatus::Suspended {
+            cx.record(Effect::Cut(after.id.clone()));
+        } else if before.is_some() {
+            cx.record(Effect::Know(Arc::new(after.clone())));
+        }
+        Ok(after)
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct GetUser {
+    pub id: UserId,
+}
+
+impl Operation for GetUser {
+    type Reply = Account;
+    const NAME: &'static str = "getUser";
+    const METHOD: Method = Method::Get;
+    const PATH: &'static str = "/v1/users/{id}";
+    const RIGHT: Right = Right::ReadUsers;
+    const SUMMARY: &'static str = "One user";
+
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<Account, Refusal> {
+        let account = cx.read().await?.account(&cx.caller.tenant, &self.id).await?;
+        account.ok_or(Refusal::NotFound)
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct ListUsers {
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
+    /// 1 to 100; 50 unless said otherwise.
+    #[serde(default)]
+    pub limit: Option<u32>,
+}
+
+impl Operation for ListUsers {
+    type Reply = Listed<Account>;
+    const NAME: &'static str = "listUsers";
+    const METHOD: Method = Method::Get;
+    const PATH: &'static str = "/v1/users";
+    const RIGHT: Right = Right::ReadUsers;
+    const SUMMARY: &'static str = "All users, by id";
+
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<Listed<Account>, Refusal> {
+        let limit = page::limit(self.limit);
+        let after = self.cursor.map(|cursor| cursor.keys::<1>()).transpose()?;
+        let after = after.map(|[id]| id).unwrap_or_default();
+        let accounts = cx.read().await?.accounts(&cx.caller.tenant, &after, limit + 1).await?;
+        Ok(Listed::new(accounts, limit, |user| Cursor::after([user.id.as_str()])))
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct RevokeTokens {
+    pub id: UserId,
+}
+
+/// Which tokens of a user still count.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Revoked {
+    pub id: UserId,
+    /// Tokens count when their `iat` is not before this: the next full second, since `iat` is in
+    /// seconds.
+    pub tokens_valid_from: Timestamp,
+}
+
+impl Operation for RevokeTokens {
+    type Reply = Revoked;
+    const NAME: &'static str = "revokeTokens";
+    const METHOD: Method = Method::Post;
+    const PATH: &'static str = "/v1/users/{id}/revoke";
+    const RIGHT: Right = Right::WriteUsers;
+    const SUMMARY: &'static str =
+        "Refuses every token issued to the user up to now, and cuts their connections";
+
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<Revoked, Refusal> {
+        let tenant = cx.caller.tenant.clone();
+        // A token of this very second may be older or newer than this moment: it is refused.
+        let from = Timestamp((cx.now.0.div_euclid(1_000) + 1) * 1_000);
+        if !cx.tx().await?.revoke_tokens(&tenant, &self.id, from).await? {
+            return Err(Refusal::NotFound);
+        }
+        cx.audit("user.revoke", self.id.as_str(), &json!({ "tokensValidFrom": from })).await?;
+        cx.record(Effect::Cut(self.id.clone()));
+        Ok(Revoked { id: self.id, tokens_valid_from: from })
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct CutUser {
+    pub id: UserId,
+}
+
+/// The connections of this user are gone.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CutDone {
+    pub id: UserId,
+}
+
+impl Operation for CutUser {
+    type Reply = CutDone;
+    const NAME: &'static str = "cutConnections";
+    const METHOD: Method = Method::Delete;
+    const PATH: &'static str = "/v1/users/{id}/connections";
+    const RIGHT: Right = Right::WriteConnections;
+    const SUMMARY: &'static str = "Disconnects every socket of the user; they may come back";
+
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<CutDone, Refusal> {
+        let tenant = cx.caller.tenant.clone();
+        if cx.tx().await?.user(&tenant, &self.id).await?.is_none() {
+            return Err(Refusal::NotFound);
+        }
+        cx.audit("user.cut", self.id.as_str(), &json!({})).await?;
+        cx.record(Effect::Cut(self.id.clone()));
+        Ok(CutDone { id: self.id })
+    }
+}
