@@ -6,7 +6,8 @@ mod exams;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use carillon_domain::{
-    Effect, Refusal, TenantId, Timestamp, contract::Scope, notification, presence::NOTED_EVERY, session,
+    Effect, Refusal, TenantId, Timestamp, contract::Scope, notification, presence::NOTED_EVERY,
+    session,
 };
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;

@@ -20,6 +20,7 @@ use crate::{
 
 pub mod audit;
 pub mod connections;
+pub mod exams;
 pub mod page;
 pub mod rooms;
 pub mod users;
@@ -27,8 +28,13 @@ pub mod users;
 pub use self::page::{Cursor, Listed};
 
 /// Every operation there is, by domain.
-pub const OPERATIONS: &[&[OperationRow]] =
-    &[users::OPERATIONS, connections::OPERATIONS, rooms::OPERATIONS, audit::OPERATIONS];
+pub const OPERATIONS: &[&[OperationRow]] = &[
+    users::OPERATIONS,
+    exams::OPERATIONS,
+    rooms::OPERATIONS,
+    connections::OPERATIONS,
+    audit::OPERATIONS,
+];
 
 /// The HTTP methods in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

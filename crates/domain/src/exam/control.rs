@@ -92,6 +92,13 @@ impl Command for ExamControl {
 
 impl Handle for ExamControl {
     async fn handle(self, cx: &mut Cx<'_>) -> Result<Controlled, Refusal> {
+        self.carry_out(cx).await
+    }
+}
+
+impl ExamControl {
+    /// Does it, for staff of the exam.
+    pub async fn carry_out(self, cx: &mut Cx<'_>) -> Result<Controlled, Refusal> {
         self.check()?;
         let caller = cx.caller;
         let (exam, part) = exam_for(cx.tx().await?, caller, &self.exam_id).await?;
@@ -101,9 +108,7 @@ impl Handle for ExamControl {
         let affected = self.steer(cx, exam).await?;
         Ok(Controlled { exam_id: self.exam_id, action: self.action, affected })
     }
-}
 
-impl ExamControl {
     fn check(&self) -> Result<(), Refusal> {
         let invalid = |text: &'static str| Err(Refusal::Invalid(text.into()));
         match (self.action, self.seconds) {

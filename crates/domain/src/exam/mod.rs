@@ -412,9 +412,10 @@ impl State {
 }
 
 /// Which versions of answers a connection has been told or has written itself. Only those may a
-/// snapshot of it replace: what it does not know of, it cannot have meant to change.
-#[derive(Debug, Default)]
-pub struct Told(Mutex<Vec<(AttemptId, BTreeMap<usize, i64>)>>);
+/// snapshot of it replace: what it does not know of, it cannot have meant to change. Clones are the
+/// same connection's.
+#[derive(Clone, Debug, Default)]
+pub struct Told(Arc<Mutex<Vec<(AttemptId, BTreeMap<usize, i64>)>>>);
 
 /// A connection sits few exams.
 const TOLD_ATTEMPTS: usize = 8;

@@ -20,6 +20,14 @@ impl Number {
         }
     }
 
+    /// As JSON; a text where a JSON number would not be exact.
+    pub fn to_value(self) -> Value {
+        let text = self.0.normalize().to_string();
+        let number: Option<Value> = serde_json::from_str(&text).ok();
+        let is_exact = |value: &Value| Self::of(value) == Some(self);
+        number.filter(is_exact).unwrap_or(Value::String(text))
+    }
+
     /// Whether it is off by at most the tolerance.
     pub fn is_near(self, other: Self, tolerance: Self) -> bool {
         let difference = self.0.checked_sub(other.0);

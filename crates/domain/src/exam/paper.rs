@@ -170,6 +170,37 @@ impl Question {
         }
     }
 
+    fn written(&self) -> QuestionInput {
+        let mut input = QuestionInput {
+            id: Some(self.id.clone()),
+            kind: self.kind(),
+            text: self.text.clone(),
+            options: self.shown().options,
+            correct: None,
+            points: Some(self.points),
+            scoring: None,
+            tolerance: None,
+            case_sensitive: None,
+        };
+        match &self.key {
+            Key::SingleChoice { correct, .. } => input.correct = Some(Value::from(*correct)),
+            Key::MultipleChoice { correct, scoring, .. } => {
+                input.correct = Some(correct.iter().copied().collect());
+                input.scoring = Some(*scoring);
+            }
+            Key::Numeric { correct, tolerance } => {
+                input.correct = Some(correct.to_value());
+                input.tolerance = tolerance.to_value().as_f64();
+            }
+            Key::ShortText { accepted, case_sensitive } => {
+                input.correct = Some(accepted.iter().cloned().collect());
+                input.case_sensitive = Some(*case_sensitive);
+            }
+            Key::Essay => {}
+        }
+        input
+    }
+
     pub fn shown(&self) -> ShownQuestion {
         let options = match &self.key {
             Key::SingleChoice { options, .. } | Key::MultipleChoice { options, .. } => {
@@ -262,6 +293,11 @@ impl Paper {
             ));
         }
         Ok(paper)
+    }
+
+    /// As a backend would write it.
+    pub fn written(&self) -> Vec<QuestionInput> {
+        self.questions.iter().map(Question::written).collect()
     }
 
     pub fn to_json(&self) -> Result<String, Refusal> {
