@@ -22,6 +22,7 @@ const MAX_MINUTES: f64 = 7.0 * 24.0 * 60.0;
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(inline)]
 pub struct ExamInput {
     /// Minted here unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
