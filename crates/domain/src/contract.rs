@@ -51,6 +51,10 @@ pub enum Address {
     Around(UserId, Vec<RoomId>),
     /// Every socket of the tenant.
     Tenant,
+    /// The user is in the room from here on with all their sockets, and hears this, too.
+    RoomWith(RoomId, UserId),
+    /// The user is not in the room from here on, with none of their sockets; the others hear this.
+    RoomWithout(RoomId, UserId),
 }
 
 /// A kind of address; an event names the only kind it can be sent to.
@@ -81,6 +85,10 @@ addresses! {
     ToRoom(room: RoomId) = "the room" => Address::Room(room);
     /// Everybody of the tenant.
     ToTenant() = "everybody of the tenant" => Address::Tenant;
+    /// The room, and from now on the user it is about.
+    ToRoomWith(room: RoomId, user: UserId) = "the room, the newcomer included" => Address::RoomWith(room, user);
+    /// The room, and from now on without the user it is about.
+    ToRoomWithout(room: RoomId, user: UserId) = "those who remain in the room" => Address::RoomWithout(room, user);
     /// The room without the sockets of the user it is about.
     ToOthers(room: RoomId, user: UserId) = "the others in the room" => Address::Others(room, user);
 }

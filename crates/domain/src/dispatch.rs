@@ -355,20 +355,23 @@ fn acknowledge(reply: &impl Serialize) -> Result<Box<RawValue>, Refusal> {
 }
 
 /// The rooms this socket has joined, or, for what must not be lost, membership in the database:
-/// a client that did not rejoin after a reconnect may still send.
+/// a client that did not rejoin after a reconnect may still send. Membership of a study group can
+/// end at any moment, so there only the database counts, in the transaction that writes.
 async fn require_member(cx: &mut Cx<'_>, room: &RoomId, ephemeral: bool) -> Result<(), Refusal> {
-    if cx.caller.joined.contains(room) {
+    let may_end = room.is_study_group() && !ephemeral;
+    if !may_end && cx.caller.joined.contains(room) {
         return Ok(());
     }
     if ephemeral {
         return Err(Refusal::NotAMember);
     }
     let (tenant, user) = (&cx.caller.tenant, &cx.caller.user);
-    if cx.read().await?.is_member(tenant, room, user).await? {
-        Ok(())
+    let is_member = if may_end && cx.scope == Scope::Lane {
+        cx.tx().await?.is_member(tenant, room, user).await?
     } else {
-        Err(Refusal::NotAMember)
-    }
+        cx.read().await?.is_member(tenant, room, user).await?
+    };
+    if is_member { Ok(()) } else { Err(Refusal::NotAMember) }
 }
 
 /// No argument, `null` and `{}` are the same. A failure in a required field is told apart from

@@ -101,6 +101,13 @@ text_id! {
     GroupId <= MAX_ID_CHARS
 }
 
+impl GroupId {
+    /// For examples.
+    pub(crate) fn sample() -> Self {
+        Self::new("0190a1b2-c3d4-7e5f-8a6b-0c1d2e3f4a5b").expect("a sound id")
+    }
+}
+
 impl RoomId {
     /// The room of everybody who sits an exam.
     pub fn of_exam(exam: &ExamId) -> Self {

@@ -100,6 +100,7 @@ struct State {
     /// How many users have a socket in a room.
     occupants: HashMap<(TenantId, RoomId), usize>,
     connections: HashMap<ConnectionId, Key>,
+    memberships_ended: u64,
     /// Users whose last socket is gone, and when it went; kept for [`RETURN_WINDOW`].
     last_seen: HashMap<Key, Timestamp>,
 }
@@ -118,6 +119,14 @@ struct Entry {
     noted_at: Option<Timestamp>,
     /// Whether a socket has been here long enough for its page to listen.
     is_settled: bool,
+}
+
+/// The rooms a user is a member of, as read from the database.
+#[derive(Clone, Debug, Default)]
+pub struct Rooms {
+    pub rooms: Vec<RoomId>,
+    /// [`Presence::memberships_ended`] before they were read.
+    pub as_of: u64,
 }
 
 /// What a socket's arrival means.
@@ -153,8 +162,9 @@ impl Presence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a socket in. Without `rooms` only where the user is here already.
-    pub fn connected(&self, caller: &Caller, rooms: Option<Vec<RoomId>>) -> Coming {
+    /// Counts a socket in. Without `rooms` only where the user is here already; with rooms that
+    /// may be out of date it asks for others.
+    pub fn connected(&self, caller: &Caller, rooms: Option<Rooms>) -> Coming {
         let mut state = self.lock();
         let key = (caller.tenant.clone(), caller.user.clone());
         if let Some(entry) = state.users.get_mut(&key) {
@@ -165,7 +175,17 @@ impl Presence {
             state.connections.insert(caller.connection.clone(), key);
             return Coming::WasHere;
         }
-        let Some(rooms) = rooms else { return Coming::RoomsNeeded };
+        let Some(Rooms { mut rooms, as_of }) = rooms else { return Coming::RoomsNeeded };
+        if as_of != state.memberships_ended {
+            return Coming::RoomsNeeded;
+        }
+        // What the socket was let into before it was counted.
+        let joined = caller.joined.all();
+        let more: Vec<_> = joined.iter().filter(|room| !rooms.contains(room)).cloned().collect();
+        rooms.extend(more);
+        for room in &joined {
+            *state.occupants.entry((caller.tenant.clone(), room.clone())).or_default() += 1;
+        }
         for room in &rooms {
             state
                 .online_members
@@ -177,7 +197,7 @@ impl Presence {
             name: caller.name.clone(),
             sockets: 1,
             member_of: rooms.iter().cloned().collect(),
-            joined: HashMap::new(),
+            joined: joined.into_iter().map(|room| (room, 1)).collect(),
             left_at: None,
             noted_at: None,
             is_settled: false,
@@ -238,9 +258,32 @@ impl Presence {
         }
     }
 
+    /// The user has become a member of the room, with or without a socket in it.
+    pub fn remember_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
+        let mut state = self.lock();
+        let Some(entry) = state.users.get_mut(&(tenant.clone(), user.clone())) else { return };
+        entry.member_of.insert(room.clone());
+        let key = (tenant.clone(), room.clone());
+        state.online_members.entry(key).or_default().insert(user.clone());
+    }
+
     /// The user is no member of the room any more.
     pub fn forget_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
-        self.lock().forget_member(tenant, user, room);
+        let mut state = self.lock();
+        state.memberships_ended += 1;
+        state.forget_member(tenant, user, room);
+    }
+
+    /// Grows whenever a membership ends: rooms read before that may be out of date.
+    pub fn memberships_ended(&self) -> u64 {
+        self.lock().memberships_ended
+    }
+
+    /// Whether a user who is here belongs to the room.
+    pub fn is_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) -> bool {
+        let state = self.lock();
+        let entry = state.users.get(&(tenant.clone(), user.clone()));
+        entry.is_some_and(|entry| entry.member_of.contains(room))
     }
 
     /// A socket of the user has been here for a moment.

@@ -14,7 +14,7 @@ use crate::{
     exam,
     ids::{RoomId, TenantId, Timestamp, UserId},
     notification,
-    presence::{self, Coming, Status, ToAcquainted, UserStatusChange},
+    presence::{self, Coming, Rooms, Status, ToAcquainted, UserStatusChange},
     refusal::{Refusal, Told},
 };
 
@@ -72,10 +72,11 @@ pub const SETTLING: Duration = Duration::from_secs(1);
 /// unless the user was already there.
 pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
     let mut coming = app.presence.connected(caller, None);
-    if coming == Coming::RoomsNeeded {
+    while coming == Coming::RoomsNeeded {
+        let as_of = app.presence.memberships_ended();
         let mut reads = app.store.read().await?;
         let rooms = reads.rooms_of(&caller.tenant, &caller.user, presence::MAX_ROOMS).await?;
-        coming = app.presence.connected(caller, Some(rooms));
+        coming = app.presence.connected(caller, Some(Rooms { rooms, as_of }));
     }
     let groups = app.presence.group_rooms(&caller.tenant, &caller.user);
     let mut effects: Vec<Effect> = groups.into_iter().map(Effect::Hear).collect();

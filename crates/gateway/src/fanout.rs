@@ -116,7 +116,7 @@ impl Fanout {
                 Effect::Emit(emit) => self.emit(tenant, Some(seat), emit),
                 Effect::Join { room, after } => self.join(seat, &room, after).await,
                 Effect::Leave(room) => self.leave(seat, &room),
-                Effect::Hear(room) => self.subscribe(seat, &room),
+                Effect::Hear(room) => self.hear(seat, &room),
                 other => self.deliver_system(tenant, other),
             }
         }
@@ -126,17 +126,8 @@ impl Fanout {
     pub fn deliver_system(&self, tenant: &TenantId, effect: Effect) {
         match effect {
             Effect::Emit(emit) => self.emit(tenant, None, emit),
-            Effect::Admit(user, room) => {
-                for seat in self.seats_of(tenant, &user) {
-                    self.subscribe(&seat, &room);
-                }
-            }
-            Effect::Expel(user, room) => {
-                for seat in self.seats_of(tenant, &user) {
-                    self.leave(&seat, &room);
-                }
-                self.domain.presence.forget_member(tenant, &user, &room);
-            }
+            Effect::Admit(user, room) => self.admit(tenant, &user, &room),
+            Effect::Expel(user, room) => self.expel(tenant, &user, &room),
             Effect::Cut(user) => {
                 for seat in self.seats_of(tenant, &user) {
                     self.cut(&seat);
@@ -149,6 +140,34 @@ impl Fanout {
             }
             // The system has no socket.
             Effect::Join { .. } | Effect::Leave(_) | Effect::Hear(_) => {}
+        }
+    }
+
+    /// All sockets of the user are in the room, and those that come later will be: a socket that
+    /// is about to be counted in either finds the membership noted or is found here.
+    fn admit(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
+        self.domain.presence.remember_member(tenant, user, room);
+        for seat in self.seats_of(tenant, user) {
+            self.subscribe(&seat, room);
+        }
+    }
+
+    /// No socket of the user is in the room, and none that comes later will be.
+    fn expel(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
+        self.domain.presence.forget_member(tenant, user, room);
+        for seat in self.seats_of(tenant, user) {
+            self.leave(&seat, room);
+        }
+    }
+
+    /// Lets a socket into a room of its user's, unless that has ended meanwhile. Delivery stands
+    /// still, so it cannot end in between.
+    fn hear(&self, seat: &Seat, room: &RoomId) {
+        let caller = &seat.caller;
+        let Some(lane) = self.lane(&caller.tenant) else { return };
+        let _progress = lane.lock();
+        if self.domain.presence.is_member(&caller.tenant, &caller.user, room) {
+            self.subscribe(seat, room);
         }
     }
 
@@ -314,15 +333,17 @@ impl Fanout {
     pub async fn join(&self, seat: &Seat, room: &RoomId, after: Offset) {
         let tenant = &seat.caller.tenant;
         let Some(lane) = self.lane(tenant) else { return };
-        let is_for_room = |emit: &&Emit| matches!(&emit.to, Address::Room(of) if of == room);
         // Where memory does not reach back to the snapshot, the outbox does.
         let (mut backlog, mut known) = (Vec::new(), after);
         for _ in 0..ATTEMPTS {
             let delivered = {
                 let progress = lane.lock();
                 if let Some(rest) = progress.since(known) {
-                    self.subscribe(seat, room);
-                    for emit in backlog.iter().chain(rest).filter(is_for_room) {
+                    let missed = Missed::new(backlog.iter().chain(rest), room, &seat.caller.user);
+                    if missed.is_member {
+                        self.subscribe(seat, room);
+                    }
+                    for emit in missed.events {
                         self.hub.send(seat.path, seat.sid, &event(emit));
                     }
                     return;
@@ -389,6 +410,17 @@ impl Fanout {
             Address::User(user) => (vec![user_room(tenant, user)], Vec::new()),
             Address::Room(room) => (vec![chat_room(tenant, room)], Vec::new()),
             Address::Tenant => (vec![tenant_room(tenant)], Vec::new()),
+            // Membership changes at this event's own place in the order, wherever it is delivered:
+            // what was committed before it reaches who was a member then, what comes after it who
+            // is one now.
+            Address::RoomWith(room, user) => {
+                self.admit(tenant, user, room);
+                (vec![chat_room(tenant, room)], Vec::new())
+            }
+            Address::RoomWithout(room, user) => {
+                self.expel(tenant, user, room);
+                (vec![chat_room(tenant, room)], Vec::new())
+            }
             Address::Others(room, user) => {
                 (vec![chat_room(tenant, room)], vec![user_room(tenant, user)])
             }
@@ -399,6 +431,31 @@ impl Fanout {
         };
         let paths = emit.row.paths;
         self.hub.broadcast(&Broadcast { event: event(emit), paths, rooms, except });
+    }
+}
+
+/// What a room was told between a socket's snapshot of it and now.
+struct Missed<'a> {
+    events: Vec<&'a Emit>,
+    /// Whether the user still belongs to the room.
+    is_member: bool,
+}
+
+impl<'a> Missed<'a> {
+    fn new(emits: impl Iterator<Item = &'a Emit>, room: &RoomId, user: &UserId) -> Self {
+        let mut missed = Self { events: Vec::new(), is_member: true };
+        for emit in emits {
+            match &emit.to {
+                Address::Room(of) if of == room => {}
+                Address::RoomWith(of, who) if of == room => missed.is_member |= who == user,
+                Address::RoomWithout(of, who) if of == room => missed.is_member &= who != user,
+                _ => continue,
+            }
+            if missed.is_member {
+                missed.events.push(emit);
+            }
+        }
+        missed
     }
 }
 

@@ -54,6 +54,25 @@ export interface Controlled {
   examId: string;
 }
 
+export interface CreateStudyGroup {
+  /** Plain text, at most 2,000 characters. */
+  description?: string | null;
+  /** Whether everybody sees it and may join; true unless said otherwise. */
+  isPublic?: boolean | null;
+  /** 2 to 500; 10 unless said otherwise. */
+  maxMembers?: number | null;
+  /** Plain text, at most 255 characters. */
+  name: string;
+  /** Plain text, at most 100 characters. */
+  specialty?: string | null;
+}
+
+/** The group as it was made. */
+export interface Created {
+  group: StudyGroup;
+  roomId: string;
+}
+
 /** Where the caller stands in the room; the messages come as `room-joined`. */
 export interface Entered {
   lastReadSeq: Seq;
@@ -200,12 +219,38 @@ export interface InExam {
   sessionId: string | null;
 }
 
+export interface InviteToStudyGroup {
+  groupId: string;
+  userId: string;
+}
+
+/** They may join. An invitation takes no place. */
+export interface InvitedToStudyGroup {
+  groupId: string;
+  userId: string;
+}
+
 export interface JoinExam {
   examId: string;
 }
 
 export interface JoinRoom {
   roomId: string;
+}
+
+export interface JoinStudyGroup {
+  groupId: string;
+}
+
+export interface KickFromStudyGroup {
+  groupId: string;
+  userId: string;
+}
+
+export interface KickedFromStudyGroup {
+  groupId: string;
+  memberCount: number;
+  userId: string;
 }
 
 /** How a question is answered and marked. */
@@ -219,8 +264,16 @@ export interface LeaveRoom {
   roomId: string;
 }
 
+export interface LeaveStudyGroup {
+  groupId: string;
+}
+
 export interface Left {
   roomId: string;
+}
+
+export interface LeftStudyGroup {
+  groupId: string;
 }
 
 export interface MarkMessageRead {
@@ -404,6 +457,14 @@ export interface SendNotification {
   userId?: string | null;
 }
 
+export interface SendStudyGroupMessage {
+  /** As in `send-message`. */
+  clientMsgId?: string | null;
+  groupId: string;
+  /** As in `send-message`. */
+  message: string;
+}
+
 /** A position in one room: gapless, in commit order. */
 export type Seq = number;
 
@@ -452,6 +513,74 @@ export interface ShownResult {
 
 /** `online` or `offline`; clients know `away` and `busy` too. */
 export type Status = "online" | "offline";
+
+/** A group as it stands in the database and on the wire: the contract's row and its owner. */
+export interface StudyGroup {
+  created_at: string;
+  creator_id: string;
+  description: string | null;
+  id: string;
+  is_public: boolean;
+  max_members: number;
+  /** In the order in which they joined. */
+  members: string[];
+  /** Plain text. */
+  name: string;
+  owner_id: string;
+  room_id: string;
+  specialty: string | null;
+  updated_at: string;
+}
+
+/** A public group that anybody may join. */
+export interface StudyGroupAvailable {
+  currentMembers: number;
+  description: string | null;
+  id: string;
+  maxMembers: number;
+  name: string;
+  specialty: string | null;
+}
+
+/** The last member has left. */
+export interface StudyGroupDeleted {
+  groupId: string;
+}
+
+/** To who has joined: the group with them in it. */
+export interface StudyGroupJoined {
+  group: StudyGroup;
+  roomId: string;
+}
+
+/** To who has left or was removed. */
+export interface StudyGroupLeft {
+  groupId: string;
+}
+
+/** Somebody has joined; they hear it, too. */
+export interface StudyGroupMemberJoined {
+  groupId: string;
+  /** As committed. */
+  memberCount: number;
+  userId: string;
+  userName: string;
+}
+
+/** Somebody has left, or was removed. */
+export interface StudyGroupMemberLeft {
+  groupId: string;
+  /** As committed. */
+  memberCount: number;
+  userId: string;
+  userName: string;
+}
+
+/** The owner has left; the group is somebody else's now. */
+export interface StudyGroupOwnerChanged {
+  groupId: string;
+  ownerId: string;
+}
 
 /** The body of the `error` event, and behind `ok: false` of an acknowledgement. */
 export interface Refused {
@@ -523,6 +652,12 @@ export interface ClientToServerEvents {
   "notification-send": (payload: SendNotification, acknowledge?: (reply: Reply<NotificationSent>) => void) => void;
   "notification-read": (payload: ReadNotification, acknowledge?: (reply: Reply<NotificationRead>) => void) => void;
   "notification-read-all": (payload?: ReadAllNotifications | null, acknowledge?: (reply: Reply<NotificationsReadAll>) => void) => void;
+  "study-group-create": (payload: CreateStudyGroup, acknowledge?: (reply: Reply<Created>) => void) => void;
+  "study-group-join": (payload: JoinStudyGroup, acknowledge?: (reply: Reply<StudyGroupJoined>) => void) => void;
+  "study-group-leave": (payload: LeaveStudyGroup, acknowledge?: (reply: Reply<LeftStudyGroup>) => void) => void;
+  "study-group-message": (payload: SendStudyGroupMessage, acknowledge?: (reply: Reply<MessageSent>) => void) => void;
+  "study-group-invite": (payload: InviteToStudyGroup, acknowledge?: (reply: Reply<InvitedToStudyGroup>) => void) => void;
+  "study-group-kick": (payload: KickFromStudyGroup, acknowledge?: (reply: Reply<KickedFromStudyGroup>) => void) => void;
 }
 
 export interface ServerToClientEvents {
@@ -552,4 +687,12 @@ export interface ServerToClientEvents {
   "notification-sent": (payload: NotificationSent) => void;
   "notification-read": (payload: NotificationRead) => void;
   "notifications-read-all": (payload: NotificationsReadAll) => void;
+  "study-group-created": (payload: StudyGroup) => void;
+  "study-group-available": (payload: StudyGroupAvailable) => void;
+  "study-group-joined": (payload: StudyGroupJoined) => void;
+  "study-group-member-joined": (payload: StudyGroupMemberJoined) => void;
+  "study-group-member-left": (payload: StudyGroupMemberLeft) => void;
+  "study-group-left": (payload: StudyGroupLeft) => void;
+  "study-group-owner-changed": (payload: StudyGroupOwnerChanged) => void;
+  "study-group-deleted": (payload: StudyGroupDeleted) => void;
 }

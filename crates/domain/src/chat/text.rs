@@ -74,6 +74,18 @@ pub fn plain(field: &'static str, text: &str, max_chars: usize) -> Result<String
     Err(Refusal::Invalid(format!("{field}: plain text").into()))
 }
 
+/// As [`plain`], for what may be missing.
+pub fn plain_option(
+    field: &'static str,
+    text: Option<String>,
+    max_chars: usize,
+) -> Result<Option<String>, Refusal> {
+    match text.map(|text| plain(field, &text, max_chars)) {
+        None | Some(Err(Refusal::Required(_))) => Ok(None),
+        Some(text) => text.map(Some),
+    }
+}
+
 /// An optional text of bounded length; an empty one is none.
 pub fn short(
     field: &'static str,

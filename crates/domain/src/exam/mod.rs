@@ -415,7 +415,10 @@ impl State {
 /// snapshot of it replace: what it does not know of, it cannot have meant to change. Clones are the
 /// same connection's.
 #[derive(Clone, Debug, Default)]
-pub struct Told(Arc<Mutex<Vec<(AttemptId, BTreeMap<usize, i64>)>>>);
+pub struct Told(Arc<Mutex<Vec<(AttemptId, Versions)>>>);
+
+/// By question.
+type Versions = BTreeMap<usize, i64>;
 
 /// A connection sits few exams.
 const TOLD_ATTEMPTS: usize = 8;
