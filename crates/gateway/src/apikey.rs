@@ -62,7 +62,7 @@ pub struct Revoke {
 }
 
 impl Open {
-    async fn open(&self) -> anyhow::Result<(Config, SqlStore)> {
+    pub async fn open(&self) -> anyhow::Result<(Config, SqlStore)> {
         let config = Config::load(self.config.as_deref())?;
         let url = config.database.url.expose();
         config::ensure_directory(url)?;
@@ -74,7 +74,8 @@ impl Open {
     }
 }
 
-fn tenant(config: &Config, given: Option<&str>) -> anyhow::Result<TenantId> {
+/// The tenant named, else that of the default app.
+pub fn tenant(config: &Config, given: Option<&str>) -> anyhow::Result<TenantId> {
     match given {
         Some(tenant) => Ok(TenantId::new(tenant)?),
         None => Ok(config.default_app().tenant.clone()),

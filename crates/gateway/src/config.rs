@@ -224,7 +224,7 @@ pub struct ApiKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub tenant: Option<TenantId>,
-    /// The key itself: at least 32 random characters. Or `key_hash`.
+    /// The key itself: at least 16 random characters. Or `key_hash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<Secret>,
     /// The SHA-256 of the key, in hexadecimal digits.
@@ -252,8 +252,8 @@ impl ApiKey {
             (Some(key), None) => {
                 let different: BTreeSet<u8> = key.expose().bytes().collect();
                 ensure!(
-                    key.expose().len() >= 32 && different.len() >= 10,
-                    "key is weak: use at least 32 random characters, or `carillon apikey create`"
+                    key.expose().len() >= 16 && different.len() >= 8,
+                    "key is weak: use at least 16 random characters, or `carillon apikey create`"
                 );
             }
             (None, Some(hash)) => ensure!(

@@ -5,17 +5,19 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use anyhow::{Context as _, anyhow};
 use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
 use carillon_domain::{
-    App as Domain, RoomId, TenantId, UserId,
+    App as Domain, Caller, Cx, RoomId, TenantId, UserId,
     chat::RoomKind,
     contract::Scope,
+    exam::define::{ExamInput, define},
     identity::{Claims, Role},
+    ids::ExamId,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
     app::{Node, Options},
-    config::{App, Config, Span},
+    config::{ApiKey, App, Config, Secret, Span},
     log, token,
 };
 
@@ -36,6 +38,25 @@ const PEOPLE: [(&str, &str, Role); 6] = [
 const ROOMS: [(&str, RoomKind); 2] =
     [("lobby", RoomKind::Direct), ("mentor:mentor", RoomKind::Mentor)];
 
+/// An exam of every kind of question, open for good.
+const EXAM: &str = r#"{
+    "title": "The human heart",
+    "topic": "Cardiology",
+    "durationMinutes": 60,
+    "attemptsAllowed": 100,
+    "questions": [
+        { "kind": "single_choice", "text": "How many chambers has it?",
+          "options": ["Two", "Three", "Four"], "correct": 2 },
+        { "kind": "multiple_choice", "text": "Which carry blood away from it?",
+          "options": ["Aorta", "Vena cava", "Pulmonary artery"], "correct": [0, 2],
+          "scoring": "partial", "points": 2 },
+        { "kind": "numeric", "text": "Beats of a resting adult in a minute?",
+          "correct": 70, "tolerance": 20 },
+        { "kind": "short_text", "text": "The sac around it?", "correct": ["pericardium"] },
+        { "kind": "essay", "text": "Why is the left wall thicker?", "points": 3 }
+    ]
+}"#;
+
 /// Serves the demo on 127.0.0.1 until it is interrupted.
 pub async fn run() -> anyhow::Result<()> {
     let config = config()?;
@@ -52,6 +73,7 @@ pub async fn run() -> anyhow::Result<()> {
 fn config() -> anyhow::Result<Config> {
     std::fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot create {DIRECTORY}"))?;
     let secret = secret(&Path::new(DIRECTORY).join("dev-secret"))?;
+    let api_key = self::secret(&Path::new(DIRECTORY).join("dev-api-key"))?;
     let mut environment: std::collections::BTreeMap<String, String> = std::env::vars()
         .filter(|(name, _)| {
             name.contains("__")
@@ -66,6 +88,13 @@ fn config() -> anyhow::Result<Config> {
     let mut config = Config::from_parts(None, &environment)?;
     config.server.listen.set_ip([127, 0, 0, 1].into());
     config.server.drain_notice = Span(Duration::ZERO);
+    config.api_keys.push(ApiKey {
+        name: "dev".into(),
+        tenant: None,
+        key: Some(Secret::from(api_key.as_str())),
+        key_hash: None,
+        scopes: vec!["*".into()],
+    });
     config.log.filter = std::env::var("CARILLON_LOG__FILTER").unwrap_or_else(|_| "warn".into());
     Ok(config)
 }
@@ -86,7 +115,7 @@ fn secret(path: &Path) -> anyhow::Result<String> {
     Ok(secret)
 }
 
-/// The people and two rooms, so that there is somebody to talk to.
+/// The people, two rooms and an exam, so that there is somebody to talk to and something to do.
 async fn seed(domain: &Domain, tenant: &TenantId) -> anyhow::Result<()> {
     let now = domain.clock.now();
     let mut tx = domain.store.begin(tenant, Scope::Lane).await?;
@@ -108,6 +137,11 @@ async fn seed(domain: &Domain, tenant: &TenantId) -> anyhow::Result<()> {
         }
     }
     tx.commit().await?;
+    let system = Caller::system(tenant);
+    let mut cx = Cx::new(domain, &system, Scope::Lane, now);
+    let exam: ExamInput = serde_json::from_str(EXAM).context("the demo exam")?;
+    define(&mut cx, ExamId::new("demo")?, &exam).await?;
+    cx.commit().await?;
     Ok(())
 }
 
@@ -124,6 +158,11 @@ fn print_welcome(address: SocketAddr, app: &App) -> anyhow::Result<()> {
         let token = token::sign(app, user, Some(name), *role, TOKEN_TTL)?;
         println!("{name} ({}):\n  {token}\n", role.as_str());
     }
+    println!("An exam is running: socket.emit(\"join-exam\", {{ examId: \"demo\" }})\n");
+    println!("Server API (the key is in {DIRECTORY}/dev-api-key):");
+    println!(
+        "  curl -H \"authorization: Bearer $(cat {DIRECTORY}/dev-api-key)\" http://{address}/v1/exams\n"
+    );
     println!(
         "More users: curl -X POST http://{address}/dev/login -H 'content-type: application/json' \\"
     );

@@ -19,6 +19,7 @@ mod metrics;
 mod shutdown;
 mod socketio;
 mod token;
+mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -52,6 +53,11 @@ enum Command {
     Apikey {
         #[command(subcommand)]
         request: apikey::Request,
+    },
+    /// What can be asked of an exam from here.
+    Exam {
+        #[command(subcommand)]
+        request: verify::Request,
     },
     /// The configuration in force, or whether it is valid.
     Config {
@@ -125,6 +131,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Apikey { request } => request.run().await,
+        Command::Exam { request } => request.run().await,
         Command::Generate { check } => generate::run(check),
         Command::Config { command: ConfigCommand::Show(with) } => {
             print!("{}", toml::to_string(&with.load()?)?);
