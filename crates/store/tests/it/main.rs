@@ -7,5 +7,6 @@
 mod conformance;
 mod exams;
 mod lanes;
+mod tenants;
 mod unread;
 mod world;
