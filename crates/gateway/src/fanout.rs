@@ -116,6 +116,7 @@ impl Fanout {
                 Effect::Emit(emit) => self.emit(tenant, Some(seat), emit),
                 Effect::Join { room, after } => self.join(seat, &room, after).await,
                 Effect::Leave(room) => self.leave(seat, &room),
+                Effect::Enter(room) => self.subscribe(seat, &room),
                 Effect::Hear(room) => self.hear(seat, &room),
                 other => self.deliver_system(tenant, other),
             }
@@ -139,7 +140,7 @@ impl Fanout {
                 }
             }
             // The system has no socket.
-            Effect::Join { .. } | Effect::Leave(_) | Effect::Hear(_) => {}
+            Effect::Join { .. } | Effect::Leave(_) | Effect::Enter(_) | Effect::Hear(_) => {}
         }
     }
 
