@@ -7,5 +7,6 @@
 mod conformance;
 mod exams;
 mod lanes;
+mod leaderboard;
 mod unread;
 mod world;
