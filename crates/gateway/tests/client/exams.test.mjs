@@ -1,7 +1,9 @@
 // Sitting exams with the real client: provisioned over /v1, as a school's backend does.
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { once } from "node:events";
-import { DATABASES, eventually, pause, refused, silent, story } from "./harness.mjs";
+import { promisify } from "node:util";
+import { DATABASES, POSTGRES, SECRET, binary, eventually, pause, refused, silent, story } from "./harness.mjs";
 
 const question = (n, changes = {}) => ({
   id: `q${n}`,
@@ -352,4 +354,96 @@ story("a paper with a fault is refused, and the fault named", {}, async (world) 
   assert.equal(made.status, 201);
   const again = await world.api("POST", "/v1/exams", { id: made.body.id, title: "x", questions: paper(1) });
   assert.deepEqual([again.status, again.body.code], [409, "CONFLICT"]);
+});
+
+const UNLIMITED = { CARILLON_LIMITS__RATES__EXAM: "1000000/1m" };
+
+story("power cuts while answers and completions are on their way lose nothing that was acknowledged", { on: DATABASES, env: UNLIMITED, long: true }, async (world) => {
+  const COUNT = 30;
+  await provide(world, { questions: paper(COUNT), durationMinutes: 30 });
+  const { server } = world;
+  const students = await Promise.all(Array.from({ length: 6 }, (_, n) =>
+    world.person(`student${n}`, { reconnection: true, reconnectionDelay: 50, reconnectionDelayMax: 200, reconnectionAttempts: Infinity })));
+  let over = false;
+  for (const { socket } of students) {
+    socket.on("connect_error", () => socket.active || setTimeout(() => over || socket.connect(), 50));
+  }
+  /** Repeats until there is an answer. */
+  const insists = async (socket, name, payload) => {
+    for (;;) {
+      const answer = await new Promise((resolve) => {
+        if (!socket.connected) return setTimeout(resolve, 20);
+        const gone = () => resolve(undefined);
+        socket.once("disconnect", gone);
+        setTimeout(gone, 2_000);
+        return socket.emit(name, payload, resolve);
+      });
+      if (answer?.ok) return answer;
+      if (answer) assert.equal(answer.retryable, true, JSON.stringify(answer));
+    }
+  };
+  const sittings = students.map(async ({ socket, id }) => {
+    await insists(socket, "join-exam", EXAM);
+    const acknowledged = [];
+    for (let n = 0; n < COUNT; n += 1) {
+      const answer = (n + id.length) % 4;
+      await insists(socket, "exam-answer", { ...EXAM, questionIndex: n, answer });
+      acknowledged.push(answer);
+      await pause(10);
+    }
+    const { result } = await insists(socket, "exam-complete", EXAM);
+    return { id, acknowledged, result };
+  });
+  const cuts = (async () => {
+    for (let n = 0; n < 3; n += 1) {
+      await pause(150 + n * 170);
+      await server.kill();
+      await server.restart();
+    }
+  })();
+  const done = await Promise.all(sittings);
+  await cuts;
+  over = true;
+  const { body } = await world.api("GET", "/v1/exams/anatomy/results");
+  assert.equal(body.items.length, students.length, "one result each");
+  for (const { id, acknowledged, result } of done) {
+    const stored = body.items.find((of) => of.userId === id);
+    assert.equal(stored.id, result.id);
+    assert.deepEqual(stored.answers, acknowledged);
+    assert.equal(stored.score, acknowledged.filter((answer) => answer === 2).length);
+  }
+});
+
+story("an auditor finds what was changed behind the server's back", { on: POSTGRES }, async (world) => {
+  await provide(world);
+  const ana = await world.person("ana");
+  await joins(ana);
+  await ana.asks("exam-answer", { ...EXAM, questionIndex: 0, answer: 1 });
+  await ana.asks("exam-complete", EXAM);
+  const { server } = world;
+  const env = { PATH: process.env.PATH, JWT_SECRET: SECRET, DATABASE_URL: server.databaseUrl };
+  const verify = () => promisify(execFile)(binary, ["exam", "verify", "anatomy"], { env });
+  assert.match((await verify()).stdout, /^1 attempts, 4 entries: everything fits\.$/m);
+  await server.kill();
+  const { default: pg } = await import("pg");
+  const database = new pg.Client({ connectionString: server.databaseUrl });
+  await database.connect();
+  await database.query("UPDATE exam_results SET score = 5");
+  await database.end();
+  await assert.rejects(verify(), (error) => /the result is not that of the journal/.test(error.stdout));
+});
+
+story("a snapshot of an old tab never undoes what another tab wrote", { on: DATABASES }, async (world) => {
+  await provide(world);
+  const old = await world.person("ana");
+  await joins(old);
+  await old.asks("exam-answer", { ...EXAM, questionIndex: 0, answer: 0 });
+  const other = await world.person("ana");
+  await joins(other);
+  await other.asks("exam-answer", { ...EXAM, questionIndex: 0, answer: 2 });
+  const kept = await old.asks("exam-progress", { ...EXAM, currentQuestion: 1, timeRemaining: 5, answers: [0, 3] });
+  assert.deepEqual(kept.notTaken, [{ questionIndex: 0, answer: 2, version: 2 }]);
+  const stranger = await world.person("ana");
+  await stranger.asks("exam-progress", { ...EXAM, currentQuestion: 1, answers: [1, 1, 1] });
+  assert.deepEqual((await joins(other)).session.answers, [2, 3, 1]);
 });

@@ -8,5 +8,6 @@ mod conformance;
 mod exams;
 mod lanes;
 mod leaderboard;
+mod tenants;
 mod unread;
 mod world;
