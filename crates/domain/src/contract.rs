@@ -13,7 +13,8 @@ use crate::{
     exam,
     identity::Role,
     ids::{RoomId, UserId},
-    leaderboard, notification, presence,
+    leaderboard::{self, Board},
+    notification, presence,
     refusal::{Code, Refusal},
     session, study_group,
 };
@@ -55,6 +56,10 @@ pub enum Address {
     RoomWith(RoomId, UserId),
     /// The user is not in the room from here on, with none of their sockets; the others hear this.
     RoomWithout(RoomId, UserId),
+    /// Every socket that looks at this board.
+    Lookers(Board),
+    /// Every socket of the tenant that never asked for a board.
+    Bystanders,
 }
 
 /// A kind of address; an event names the only kind it can be sent to.

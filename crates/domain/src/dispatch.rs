@@ -19,6 +19,7 @@ use crate::{
     exam,
     identity::{Account, Role},
     ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
+    leaderboard::{self, Board},
     ports::{Admission, Clock, Ids, Reads, Store, Tx},
     presence::Presence,
     refusal::Refusal,
@@ -37,6 +38,7 @@ pub struct App {
     pub typists: Typists,
     pub chat: chat::Settings,
     pub exams: exam::State,
+    pub leaderboard: leaderboard::Settings,
 }
 
 impl fmt::Debug for App {
@@ -130,6 +132,17 @@ pub enum Effect {
     Cut(UserId),
     /// The user's row has changed: their sockets go on as who they are now.
     Know(Arc<Account>),
+    /// The caller's socket looks at a board from now on, and was shown a list of that digest.
+    Look {
+        board: Board,
+        seen: u64,
+    },
+    /// Those who look at boards are shown them again.
+    ShowBoards,
+    /// The entries of users after this one are folded anew, and then everybody is shown.
+    Recompute {
+        after: UserId,
+    },
 }
 
 /// An event on its way out, encoded once.

@@ -24,7 +24,7 @@ macro_rules! text_id {
             pub fn new(text: impl AsRef<str>) -> Result<Self, InvalidId> {
                 let text = text.as_ref();
                 let sound = !text.is_empty()
-                    && text.chars().count()
+                    && text.chars().count() <= MAX_ID_CHARS
                     && !text.chars().any(char::is_control);
                 if sound { Ok(Self(text.into())) } else { Err(InvalidId) }
             }

@@ -16,6 +16,7 @@ use crate::{
     dispatch::{Joined, dispatch},
     exam,
     identity::Role,
+    leaderboard,
     ports::{Admission, Clock, Ids, Reads, Store, Tx},
     presence::Presence,
 };
@@ -75,16 +76,18 @@ fn app(burst: u32) -> App {
             },
             Timestamp(0),
         ),
+        leaderboard: leaderboard::Settings::default(),
     }
 }
 
-fn stranger() -> Caller {
+/// Somebody whom nothing but their role lets in.
+fn stranger(role: Role) -> Caller {
     Caller {
         tenant: TenantId::new("t").unwrap(),
         user: UserId::new("stranger").unwrap(),
         name: "Stranger".into(),
         avatar: None,
-        role: Role::Student,
+        role,
         connection: ConnectionId::new("c").unwrap(),
         joined: Joined::default(),
         told: crate::exam::Told::default(),
@@ -94,7 +97,9 @@ fn stranger() -> Caller {
 async fn ask(app: &App, route: &Route, payload: &str) -> Result<(), Refusal> {
     let payload = RawValue::from_string(payload.into()).unwrap();
     let now = app.clock.now();
-    dispatch(app, &stranger(), route, &payload, now, true).await.map(|_| ())
+    let role = route.policy.roles.and_then(|roles| roles.first()).copied();
+    let caller = stranger(role.unwrap_or(Role::Student));
+    dispatch(app, &caller, route, &payload, now, true).await.map(|_| ())
 }
 
 fn commands() -> impl Iterator<Item = &'static Route> {
@@ -138,6 +143,20 @@ async fn garbage_is_refused_with_the_required_text() {
             let refusal = ask(&app(1), route, garbage).await.unwrap_err();
             assert_eq!(refusal.code().as_str(), "INVALID", "{route:?} {garbage}");
             assert_eq!(route.policy.text(&refusal), route.policy.required, "{route:?} {garbage}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_has_not_the_role_is_refused() {
+    for route in commands() {
+        let Some(roles) = route.policy.roles else { continue };
+        for role in Role::ALL.iter().filter(|role| !roles.contains(role)) {
+            let payload = RawValue::from_string((route.example)()).unwrap();
+            let app = app(1);
+            let result =
+                dispatch(&app, &stranger(*role), route, &payload, app.clock.now(), true).await;
+            assert_eq!(result.unwrap_err().code().as_str(), "FORBIDDEN", "{route:?} {role:?}");
         }
     }
 }

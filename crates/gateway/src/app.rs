@@ -100,6 +100,7 @@ impl Node {
             typists: chat::typing_indicator::Typists::default(),
             chat: chat::Settings { open_rooms: config.chat.open_rooms },
             exams: exam::State::new(exam_settings(config, &store).await?, SystemClock.now()),
+            leaderboard: config.leaderboard_settings()?,
         });
         let connections = Connections::new(limits(config), metrics.clone());
         let hub = NodeHub::new(connections.clone());

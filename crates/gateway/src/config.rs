@@ -2,7 +2,7 @@
 //! into final types; components receive their section, never the whole.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -16,7 +16,9 @@ use carillon_domain::{
     api::Rights,
     contract::{Class, Rate},
     identity::Role,
+    leaderboard,
 };
+use jiff::tz::TimeZone;
 use jsonwebtoken::Algorithm;
 use schemars::JsonSchema;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -35,6 +37,7 @@ pub struct Config {
     pub limits: Limits,
     pub chat: Chat,
     pub exam: Exam,
+    pub leaderboard: Leaderboard,
     pub log: Log,
     /// One per frontend. Without any, the environment makes one: `sinaesta`.
     pub apps: Vec<App>,
@@ -114,6 +117,15 @@ pub struct Chat {
     pub open_rooms: bool,
 }
 
+/// Leaderboards.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Leaderboard {
+    /// Where weeks and months begin: a name such as `Europe/Berlin`. An app may say otherwise for
+    /// its tenant. After a change, `POST /v1/leaderboards/recompute`.
+    pub time_zone: String,
+}
+
 /// Exams.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -163,6 +175,10 @@ pub struct App {
     /// Whether a user's row is made from the token at first sight.
     #[serde(default)]
     pub provision_users: bool,
+    /// Where weeks and months of its tenant begin, unless as in `leaderboard.time_zone`. Apps of
+    /// one tenant must agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<String>,
     /// Checked when set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
@@ -319,6 +335,12 @@ impl Default for Limits {
 impl Default for Chat {
     fn default() -> Self {
         Self { open_rooms: true }
+    }
+}
+
+impl Default for Leaderboard {
+    fn default() -> Self {
+        Self { time_zone: "UTC".into() }
     }
 }
 
@@ -565,6 +587,7 @@ impl Config {
             self.apps.iter().filter(|app| app.default).count() <= 1,
             "only one of the [[apps]] can be the default"
         );
+        self.leaderboard_settings()?;
         let mut names = BTreeSet::new();
         for key in &self.api_keys {
             ensure!(
@@ -575,6 +598,27 @@ impl Config {
             key.validate().with_context(|| format!("in the API key {:?}", key.name))?;
         }
         Ok(())
+    }
+
+    /// The time zones of tenants.
+    pub fn leaderboard_settings(&self) -> anyhow::Result<leaderboard::Settings> {
+        let zone = |name: &str, key: &str| {
+            TimeZone::get(name).with_context(|| format!("{key}: there is no time zone {name:?}"))
+        };
+        let time_zone = zone(&self.leaderboard.time_zone, "leaderboard.time_zone")?;
+        let mut of_tenants = HashMap::new();
+        for app in &self.apps {
+            let Some(name) = &app.time_zone else { continue };
+            let key = format!("time_zone of the app {:?}", app.id);
+            let own = zone(name, &key)?;
+            let other = of_tenants.insert(app.tenant.clone(), own.clone());
+            ensure!(
+                other.is_none_or(|other| other == own),
+                "{key}: another app of the tenant {:?} says otherwise",
+                app.tenant.as_str()
+            );
+        }
+        Ok(leaderboard::Settings { time_zone, of_tenants })
     }
 
     /// The app of what nothing else assigns.
@@ -606,6 +650,7 @@ impl App {
                 .filter(|origin| !origin.is_empty())
                 .collect(),
             provision_users: true,
+            time_zone: None,
             issuer: None,
             audience: None,
             claims: ClaimNames::default(),
@@ -764,6 +809,10 @@ mod tests {
             (vec![SECRET, ("CARILLON_SERVER__COLOUR", "red")], "colour"),
             (vec![SECRET, ("CARILLON_LIMITS__RATES__SHOUT", "1/1s")], "shout"),
             (vec![SECRET, ("CARILLON_AUTH__LEEWAY", "2min")], "auth.leeway"),
+            (
+                vec![SECRET, ("CARILLON_LEADERBOARD__TIME_ZONE", "Mars/Olympus")],
+                "leaderboard.time_zone",
+            ),
         ] {
             let message = format!("{:#}", from(&environment).unwrap_err());
             assert!(message.contains(named), "{message}");

@@ -13,6 +13,7 @@ use std::{
 use carillon_domain::{
     App as Domain, Effect, Emit, Offset, Refusal, RoomId, TenantId, UserId,
     contract::{ALL_PATHS, Address},
+    leaderboard::Board,
 };
 use carillon_redis_adapter::Broadcast;
 use serde_json::value::RawValue;
@@ -20,12 +21,13 @@ use socketioxide::SocketIo;
 use tokio::sync::Notify;
 
 use crate::{
+    boards::Boards,
     connection::{Closing, Connections},
     metrics::Metrics,
     socketio::{Adapter, NodeHub, Seat},
 };
 
-type Room = Cow<'static, str>;
+pub type Room = Cow<'static, str>;
 
 /// Durable events kept in memory for those who join just now.
 const RECENT: usize = 256;
@@ -45,6 +47,20 @@ pub fn tenant_room(tenant: &TenantId) -> Room {
     format!("t\0{tenant}").into()
 }
 
+/// All sockets that look at a board, whichever.
+pub fn lookers_room(tenant: &TenantId) -> Room {
+    format!("l\0{tenant}").into()
+}
+
+const BOARD: &str = "b\0";
+
+/// The sockets that look at one board.
+pub fn board_room(tenant: &TenantId, board: &Board) -> Room {
+    let Board { period, specialty, limit } = board;
+    let specialty = specialty.as_deref().unwrap_or_default();
+    format!("{BOARD}{tenant}\0{}\0{limit}\0{specialty}", period.as_str()).into()
+}
+
 fn chat_room(tenant: &TenantId, room: &RoomId) -> Room {
     format!("r\0{tenant}\0{room}").into()
 }
@@ -59,6 +75,8 @@ pub struct Fanout {
     lanes: Mutex<HashMap<TenantId, Arc<Lane>>>,
     /// Rung when an event came early: something is missing.
     pub hole: Notify,
+    /// Who looks at which leaderboard.
+    pub boards: Boards,
 }
 
 /// What this node has delivered of one tenant.
@@ -104,8 +122,8 @@ impl Fanout {
         connections: Arc<Connections>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (lanes, hole) = (Mutex::default(), Notify::new());
-        Self { hub, io, domain, connections, metrics, lanes, hole }
+        let (lanes, hole, boards) = (Mutex::default(), Notify::new(), Boards::default());
+        Self { hub, io, domain, connections, metrics, lanes, hole, boards }
     }
 
     /// Delivers what a command of this socket has done.
@@ -118,6 +136,7 @@ impl Fanout {
                 Effect::Leave(room) => self.leave(seat, &room),
                 Effect::Enter(room) => self.subscribe(seat, &room),
                 Effect::Hear(room) => self.hear(seat, &room),
+                Effect::Look { board, seen } => self.look(seat, board, seen),
                 other => self.deliver_system(tenant, other),
             }
         }
@@ -139,8 +158,14 @@ impl Fanout {
                     seat.renew(&account);
                 }
             }
+            Effect::ShowBoards => self.boards.show_again(tenant),
+            Effect::Recompute { after } => self.boards.recompute(tenant, after),
             // The system has no socket.
-            Effect::Join { .. } | Effect::Leave(_) | Effect::Enter(_) | Effect::Hear(_) => {}
+            Effect::Join { .. }
+            | Effect::Leave(_)
+            | Effect::Enter(_)
+            | Effect::Hear(_)
+            | Effect::Look { .. } => {}
         }
     }
 
@@ -246,6 +271,7 @@ impl Fanout {
             return Ok(());
         }
         let delivered = self.domain.store.read().await?.head(tenant).await?;
+        self.boards.begin(&self.domain, tenant).await?;
         let progress = Progress::from(delivered);
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.entry(tenant.clone()).or_insert_with(|| Arc::new(Lane { state: progress.into() }));
@@ -391,6 +417,33 @@ impl Fanout {
         }
     }
 
+    /// The socket looks at this board and at no other.
+    fn look(&self, seat: &Seat, board: Board, seen: u64) {
+        let Some(socket) = seat.socket.upgrade() else { return };
+        let tenant = &seat.caller.tenant;
+        for room in socket.rooms() {
+            if room.starts_with(BOARD) {
+                socket.leave(room);
+            }
+        }
+        socket.join(vec![lookers_room(tenant), board_room(tenant, &board)]);
+        if !socket.connected() {
+            socket.leave_all();
+            return;
+        }
+        self.boards.looked(tenant, board, seen);
+    }
+
+    /// Whether a socket of this node is in a room.
+    pub fn is_anybody_in(&self, room: &Room) -> bool {
+        !self.hub.connections_in(room).is_empty()
+    }
+
+    /// Tenants that have, or had, sockets on this node.
+    pub fn tenants(&self) -> Vec<TenantId> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
     fn leave(&self, seat: &Seat, room: &RoomId) {
         if let Some(socket) = seat.socket.upgrade() {
             socket.leave(chat_room(&seat.caller.tenant, room));
@@ -422,6 +475,8 @@ impl Fanout {
                 self.expel(tenant, user, room);
                 (vec![chat_room(tenant, room)], Vec::new())
             }
+            Address::Lookers(board) => (vec![board_room(tenant, board)], Vec::new()),
+            Address::Bystanders => (vec![tenant_room(tenant)], vec![lookers_room(tenant)]),
             Address::Others(room, user) => {
                 (vec![chat_room(tenant, room)], vec![user_room(tenant, user)])
             }

@@ -24,6 +24,8 @@ const HOLE: Duration = Duration::from_millis(50);
 const SUSPENSIONS: Duration = Duration::from_millis(500);
 /// Who has just come is noted within this.
 const NOTE: Duration = Duration::from_secs(2);
+/// A board that has changed is shown within this, and the time that takes.
+const BOARDS: Duration = Duration::from_millis(500);
 /// What could not be pushed to somebody who listens is found within this.
 const UNDELIVERED: Duration = Duration::from_secs(1);
 /// A row may become visible so long after the time it bears.
@@ -57,6 +59,7 @@ pub async fn run(
             undelivered(&gateway),
             forget(&gateway, &limiter),
             close(&gateway, edge),
+            boards(&gateway),
         )
     };
     stop.run_until_cancelled(jobs).await;
@@ -204,6 +207,16 @@ async fn forget_replies(gateway: &Gateway, before: Timestamp) -> Result<u64, Ref
     let deleted = tx.forget_replies(before, BATCH).await?;
     tx.commit().await?;
     Ok(deleted)
+}
+
+async fn boards(gateway: &Gateway) {
+    let mut was_away = false;
+    let mut ticks = every(BOARDS);
+    loop {
+        ticks.tick().await;
+        let result = gateway.fanout.boards.tick(&gateway.domain, &gateway.fanout).await;
+        was_away = report("showing leaderboards", result, was_away);
+    }
 }
 
 async fn close(gateway: &Gateway, mut edge: Edge) {

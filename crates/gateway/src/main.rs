@@ -3,6 +3,7 @@
 mod apikey;
 mod app;
 mod auth;
+mod boards;
 mod config;
 mod connection;
 mod dev;

@@ -152,6 +152,10 @@ impl SqlTx {
     pub(crate) fn conn(&mut self) -> Statement<'_> {
         self.held().statement()
     }
+
+    pub(crate) fn is_sqlite(&mut self) -> bool {
+        matches!(self.conn().conn, ConnRef::Sqlite(_))
+    }
 }
 
 #[async_trait]

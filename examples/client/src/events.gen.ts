@@ -256,6 +256,53 @@ export interface KickedFromStudyGroup {
 /** How a question is answered and marked. */
 export type Kind = "single_choice" | "multiple_choice" | "numeric" | "short_text" | "essay";
 
+/** The answer to `leaderboard-request`. */
+export interface LeaderboardData {
+  entries: LeaderboardEntry[];
+  period: Period;
+  /** Only when one was asked for. */
+  specialty?: string | null;
+  timestamp: string;
+  /** The caller's own place on this board; null without an entry. */
+  userRank: UserRank | null;
+}
+
+/** One line of a board. */
+export interface LeaderboardEntry {
+  /** Percent, with two decimals. */
+  average_score: number;
+  exams_completed: number;
+  period: Period;
+  /** Equal scores have equal ranks: 1, 2, 2, 4. */
+  rank: number;
+  specialty: string | null;
+  total_score: number;
+  user_avatar: string | null;
+  user_id: string;
+  /** Never empty: clients take its first letter. */
+  user_name: string;
+}
+
+export interface LeaderboardRequest {
+  /** 1 to 100; 50 unless said otherwise. */
+  limit?: number | null;
+  /** `weekly` unless said otherwise. */
+  period?: Period | null;
+  /** Only users of this specialty; ranks are among them. */
+  specialty?: string | null;
+}
+
+export type LeaderboardUpdate = Record<string, never>;
+
+/** A board has changed: to those who look at it, at most once a second; the weekly one also to those who never asked, at most every 30 seconds. */
+export interface LeaderboardUpdated {
+  entries: LeaderboardEntry[];
+  period: Period;
+  /** Only for a board of one specialty. */
+  specialty?: string | null;
+  timestamp: string;
+}
+
 export interface LeaveExam {
   examId: string;
 }
@@ -274,6 +321,14 @@ export interface Left {
 
 export interface LeftStudyGroup {
   groupId: string;
+}
+
+/** What the socket looks at now; the entries come as `leaderboard-data`. */
+export interface Looking {
+  limit: number;
+  period: Period;
+  specialty?: string | null;
+  userRank: UserRank | null;
 }
 
 export interface MarkMessageRead {
@@ -389,6 +444,9 @@ export interface ParticipantLeftExam {
   userName: string;
 }
 
+/** What a board covers. */
+export type Period = "all_time" | "weekly" | "monthly";
+
 /** How much it matters. */
 export type Priority = "low" | "normal" | "high" | "urgent";
 
@@ -399,6 +457,14 @@ export interface ReadAllNotifications {
 
 export interface ReadNotification {
   notificationId: string;
+}
+
+/** What was folded anew. */
+export interface Recomputed {
+  /** False when the rest is being done without the asker. */
+  complete: boolean;
+  entries: number;
+  users: number;
 }
 
 /** The answer to `join-room`: the room's newest messages, and where the caller stands in it. */
@@ -628,6 +694,15 @@ export interface UserLeftRoom {
   userName: string;
 }
 
+/** Where the caller stands. */
+export interface UserRank {
+  /** Percent, with two decimals. */
+  average_score: number;
+  exams_completed: number;
+  rank: number;
+  total_score: number;
+}
+
 /** Somebody came or went. */
 export interface UserStatusChange {
   status: Status;
@@ -649,6 +724,8 @@ export interface ClientToServerEvents {
   "exam-answer": (payload: ExamAnswer, acknowledge?: (reply: Reply<ExamAnswerSaved>) => void) => void;
   "exam-complete": (payload: ExamComplete, acknowledge?: (reply: Reply<ExamCompleted>) => void) => void;
   "exam-control": (payload: ExamControl, acknowledge?: (reply: Reply<Controlled>) => void) => void;
+  "leaderboard-request": (payload?: LeaderboardRequest | null, acknowledge?: (reply: Reply<Looking>) => void) => void;
+  "leaderboard-update": (payload?: LeaderboardUpdate | null, acknowledge?: (reply: Reply<Recomputed>) => void) => void;
   "notification-send": (payload: SendNotification, acknowledge?: (reply: Reply<NotificationSent>) => void) => void;
   "notification-read": (payload: ReadNotification, acknowledge?: (reply: Reply<NotificationRead>) => void) => void;
   "notification-read-all": (payload?: ReadAllNotifications | null, acknowledge?: (reply: Reply<NotificationsReadAll>) => void) => void;
@@ -683,6 +760,8 @@ export interface ServerToClientEvents {
   "exam-completed": (payload: ExamCompleted) => void;
   "participant-completed-exam": (payload: ParticipantCompletedExam) => void;
   "exam-clock": (payload: ExamClock) => void;
+  "leaderboard-data": (payload: LeaderboardData) => void;
+  "leaderboard-updated": (payload: LeaderboardUpdated) => void;
   "new-notification": (payload: Notification) => void;
   "notification-sent": (payload: NotificationSent) => void;
   "notification-read": (payload: NotificationRead) => void;

@@ -12,6 +12,7 @@ use crate::{
     dispatch::{Cx, Effect},
     identity::{Account, Role, UserStatus},
     ids::{Timestamp, UserId},
+    leaderboard::recompute::follow_user,
     refusal::Refusal,
 };
 
@@ -88,6 +89,10 @@ impl Operation for PutUser {
             "status": { "before": before.as_ref().map(|user| user.status), "after": after.status },
         });
         cx.audit("user.put", after.id.as_str(), &details).await?;
+        let shown = |user: &Account| (user.target_specialty.clone(), user.status);
+        if before.as_ref().is_some_and(|before| shown(before) != shown(&after)) {
+            follow_user(cx, &after.id).await?;
+        }
         if after.status == UserStatus::Suspended {
             cx.record(Effect::Cut(after.id.clone()));
         } else if before.is_some() {

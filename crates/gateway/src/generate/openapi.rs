@@ -80,7 +80,10 @@ fn operation(row: &OperationRow, schemas: &mut Map<String, Value>) -> Value {
             (false, false) => "query",
         };
         parameters.push(json!({
-            "name": name, "in": place, "required": is_required(name), "schema": schema,
+            "name": name,
+            "in": place,
+            "required": place == "path" || is_required(name),
+            "schema": schema,
         }));
     }
     if row.method.writes() {

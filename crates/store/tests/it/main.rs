@@ -7,6 +7,7 @@
 mod conformance;
 mod exams;
 mod lanes;
+mod leaderboard;
 mod tenants;
 mod unread;
 mod world;

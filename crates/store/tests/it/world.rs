@@ -15,6 +15,7 @@ use carillon_domain::{
     dispatch::{Joined, dispatch},
     exam,
     identity::Role,
+    leaderboard,
     ports::{Admission, Clock, Ids},
     presence::Presence,
 };
@@ -68,6 +69,7 @@ impl World {
             typists: Typists::default(),
             chat: Settings::default(),
             exams: exam::State::new(exam_settings(), Timestamp(0)),
+            leaderboard: leaderboard::Settings::default(),
         };
         Self { app, store, url, clock, _directory: directory }
     }

@@ -1,0 +1,74 @@
+//! Folding every entry of a tenant anew from the results: some users at a time, each time in a
+//! transaction of its own, so that nobody waits for long. In between both kinds of entries are
+//! right, old and new.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::fold;
+use crate::{
+    contract::Scope,
+    dispatch::{App, Cx},
+    ids::{TenantId, UserId},
+    refusal::Refusal,
+};
+
+/// Users of one transaction.
+const CHUNK: u32 = 500;
+
+/// What was folded anew.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Recomputed {
+    pub users: usize,
+    pub entries: usize,
+    /// False when the rest is being done without the asker.
+    pub complete: bool,
+    /// Where that begins.
+    #[serde(skip)]
+    pub rest_after: Option<UserId>,
+}
+
+/// Folds the entries of all users after one, for so long.
+pub async fn recompute(
+    app: &App,
+    tenant: &TenantId,
+    after: Option<UserId>,
+    patience: Option<Duration>,
+) -> Result<Recomputed, Refusal> {
+    let until = patience.map(|patience| app.clock.now().after(patience));
+    let mut done = Recomputed { rest_after: after, ..Recomputed::default() };
+    loop {
+        let mut tx = app.store.begin(tenant, Scope::Lane).await?;
+        let after = done.rest_after.as_ref().map_or("", UserId::as_str);
+        let users = tx.users_of_boards(tenant, after, CHUNK).await?;
+        let Some(last) = users.last() else { break };
+        let results = tx.counted_results(tenant, after, last.as_str()).await?;
+        let entries = fold(app.leaderboard.zone(tenant), &results)?;
+        let now = app.clock.now();
+        tx.replace_entries(tenant, after, last.as_str(), &entries, now).await?;
+        tx.commit().await?;
+        done.users += users.len();
+        done.entries += entries.len();
+        done.rest_after = Some(last.clone());
+        if users.len() < usize::try_from(CHUNK).unwrap_or(usize::MAX) {
+            break;
+        }
+        if until.is_some_and(|until| app.clock.now() >= until) {
+            return Ok(done);
+        }
+    }
+    Ok(Recomputed { complete: true, rest_after: None, ..done })
+}
+
+/// The user's specialty or standing has changed: their entries follow, in the same transaction.
+pub(crate) async fn follow_user(cx: &mut Cx<'_>, user: &UserId) -> Result<(), Refusal> {
+    let (tenant, now) = (cx.caller.tenant.clone(), cx.now);
+    let zone = cx.app.leaderboard.zone(&tenant).clone();
+    let tx = cx.tx().await?;
+    let results = tx.counted_results_of(&tenant, user).await?;
+    let entries = fold(&zone, &results)?;
+    tx.replace_entries_of(&tenant, user, &entries, now).await
+}

@@ -1,0 +1,32 @@
+-- Leaderboards: what the released results of a user add up to, by week, by month and ever.
+
+CREATE TABLE leaderboard_entries (
+    tenant_id TEXT NOT NULL,
+    period TEXT NOT NULL CHECK (period IN ('weekly', 'monthly', 'all_time')),
+    -- The local date on which the period begins; the same for everybody where there is none.
+    period_start TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    -- The user's own; their name and picture are read from users.
+    specialty TEXT,
+    total_score INTEGER NOT NULL,
+    exams_completed INTEGER NOT NULL CHECK (exams_completed > 0),
+    -- Millionths of a percent, of all exams together; hundredths of a percent of one.
+    percent_sum INTEGER NOT NULL,
+    average INTEGER NOT NULL,
+    -- When the exam was completed that made the total what it is.
+    reached_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (tenant_id, period, period_start, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX leaderboard_entries_by_rank ON leaderboard_entries
+    (tenant_id, period, period_start, total_score DESC, average DESC, reached_at, user_id);
+CREATE INDEX leaderboard_entries_by_rank_of_specialty ON leaderboard_entries
+    (tenant_id, period, period_start, specialty, total_score DESC, average DESC, reached_at, user_id)
+    WHERE specialty IS NOT NULL;
+CREATE INDEX leaderboard_entries_by_user ON leaderboard_entries (tenant_id, user_id);
+
+-- Raised with every change of a tenant's entries: who shows boards looks here.
+CREATE TABLE leaderboard_revisions (
+    tenant_id TEXT PRIMARY KEY,
+    revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
