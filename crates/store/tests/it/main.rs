@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 mod conformance;
+mod groups;
 mod lanes;
+mod notifications;
 mod unread;
 mod world;
