@@ -411,8 +411,11 @@ impl Fanout {
         if is_new {
             self.domain.presence.joined(&seat.caller, room);
         }
-        // A socket that was removed meanwhile would stay in the room for ever.
-        if !socket.connected() {
+        // A socket that was removed meanwhile would stay in the room for ever. The namespace is
+        // asked: one whose client was faster than the engine's own note that it is connected has
+        // all the more use for its rooms.
+        let is_there = self.io.of(seat.path).is_some_and(|of| of.get_socket(seat.sid).is_some());
+        if !is_there {
             socket.leave_all();
         }
     }
