@@ -19,6 +19,8 @@ use crate::{
 const GET: &str = "SELECT id, name, description, room_id, creator_id, max_members, specialty,
         is_public, created_at, updated_at, owner_id
     FROM study_groups WHERE tenant_id = $1 AND id = $2 AND deleted_at IS NULL";
+const IDS: &str = "SELECT id FROM study_groups
+    WHERE tenant_id = $1 AND id > $2 AND deleted_at IS NULL ORDER BY id LIMIT $3";
 const MEMBERS: &str = "SELECT user_id FROM study_group_members
     WHERE tenant_id = $1 AND group_id = $2 ORDER BY place";
 const STANDING: &str = "SELECT g.id, g.name, g.room_id, g.owner_id, g.is_public, m.is_admin,
@@ -131,6 +133,18 @@ impl StudyGroupReads for SqlTx {
             .bind(tenant.as_str()).bind(group.as_str()).fetch_all(c).await)
         .map_err(refusal)?;
         row.group(members).map(Some)
+    }
+
+    async fn study_group_ids(
+        &mut self,
+        tenant: &TenantId,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<GroupId>, Refusal> {
+        let rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(IDS)
+            .bind(tenant.as_str()).bind(after).bind(i64::from(limit)).fetch_all(c).await)
+        .map_err(refusal)?;
+        rows.into_iter().map(|id| GroupId::new(id).map_err(Refusal::internal)).collect()
     }
 
     async fn standing(

@@ -14,14 +14,15 @@ use serde_json::{Map, Value, value::RawValue};
 use crate::{
     contract::{Class, Scope, sent},
     dispatch::{App, BoxFuture, Caller, Cx, Effect, take},
+    exam,
     ids::{TenantId, Timestamp},
-    leaderboard::api as leaderboard,
+    leaderboard, notification,
     refusal::Refusal,
+    study_group,
 };
 
 pub mod audit;
 pub mod connections;
-pub mod exams;
 pub mod page;
 pub mod rooms;
 pub mod users;
@@ -31,10 +32,12 @@ pub use self::page::{Cursor, Listed};
 /// Every operation there is, by domain.
 pub const OPERATIONS: &[&[OperationRow]] = &[
     users::OPERATIONS,
-    exams::OPERATIONS,
+    exam::api::OPERATIONS,
     rooms::OPERATIONS,
     connections::OPERATIONS,
-    leaderboard::OPERATIONS,
+    leaderboard::api::OPERATIONS,
+    notification::api::OPERATIONS,
+    study_group::api::OPERATIONS,
     audit::OPERATIONS,
 ];
 

@@ -23,6 +23,7 @@ use crate::{
     refusal::Refusal,
 };
 
+pub mod api;
 pub mod clock;
 pub mod control;
 pub mod define;

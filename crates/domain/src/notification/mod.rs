@@ -17,6 +17,7 @@ use crate::{
     refusal::Refusal,
 };
 
+pub mod api;
 pub mod broadcast;
 pub mod deliver;
 pub mod events;

@@ -96,7 +96,7 @@ impl Command for SendNotification {
 }
 
 impl SendNotification {
-    fn draft(self, now: Timestamp) -> Result<Draft, Refusal> {
+    pub(super) fn draft(self, now: Timestamp) -> Result<Draft, Refusal> {
         if self.data.as_ref().is_some_and(|data| data.get().len() > MAX_DATA_BYTES) {
             return Err(Refusal::TooLarge(format!("data: at most {MAX_DATA_BYTES} bytes").into()));
         }

@@ -16,6 +16,13 @@ pub trait StudyGroupReads: Send {
         tenant: &TenantId,
         group: &GroupId,
     ) -> Result<Option<StudyGroup>>;
+    /// Ids of groups, after one.
+    async fn study_group_ids(
+        &mut self,
+        tenant: &TenantId,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<GroupId>>;
     /// How a user stands to a group, unless it is gone.
     async fn standing(
         &mut self,

@@ -7,12 +7,16 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    contract::{EventRow, Namespace, Route, ToRoom, ToRoomWithout, ToTenant, ToUser, event, route},
+    contract::{
+        EventRow, Namespace, Route, ToRoom, ToRoomWith, ToRoomWithout, ToTenant, ToUser, event,
+        route,
+    },
     dispatch::Cx,
     ids::{GroupId, RoomId, Timestamp, UserId},
     refusal::{Code, Refusal},
 };
 
+pub mod api;
 pub mod events;
 pub mod study_group_create;
 pub mod study_group_invite;
@@ -134,6 +138,32 @@ async fn find(cx: &mut Cx<'_>, group: &GroupId) -> Result<Standing, Refusal> {
     standing
         .filter(|standing| standing.is_public || standing.place != Place::Outside)
         .ok_or(Refusal::NotFound)
+}
+
+/// Gives a user a place, if there is one; the room and the user are told. Returns the group with
+/// them in it.
+async fn enter(
+    cx: &mut Cx<'_>,
+    group: &GroupId,
+    user: &UserId,
+    user_name: &str,
+) -> Result<StudyGroup, Refusal> {
+    let (tenant, now) = (&cx.caller.tenant, cx.now);
+    let tx = cx.tx().await?;
+    if !tx.add_group_member(tenant, group, user, now).await? {
+        return Err(Refusal::GroupFull);
+    }
+    let group = tx.study_group(tenant, group).await?.ok_or(Refusal::NotFound)?;
+    let came = StudyGroupMemberJoined {
+        group_id: group.id.clone(),
+        user_id: user.clone(),
+        user_name: user_name.to_owned(),
+        member_count: i64::try_from(group.members.len()).unwrap_or(i64::MAX),
+    };
+    cx.send(ToRoomWith(group.room_id.clone(), user.clone()), &came)?;
+    let joined = StudyGroupJoined { room_id: group.room_id.clone(), group: group.clone() };
+    cx.send(ToUser(user.clone()), &joined)?;
+    Ok(group)
 }
 
 /// Takes a member out, by their own will or another's, with everything that follows: an owner's

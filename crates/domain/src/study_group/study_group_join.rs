@@ -3,13 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    StudyGroups, TEXTS,
-    events::{StudyGroupJoined, StudyGroupMemberJoined},
-    find,
-};
+use super::{StudyGroups, TEXTS, enter, events::StudyGroupJoined, find};
 use crate::{
-    contract::{Class, Command, Handle, Policy, ToRoomWith, ToUser},
+    contract::{Class, Command, Handle, Policy},
     dispatch::Cx,
     ids::GroupId,
     refusal::Refusal,
@@ -35,25 +31,11 @@ impl Command for JoinStudyGroup {
 
 impl Handle for JoinStudyGroup {
     async fn handle(self, cx: &mut Cx<'_>) -> Result<StudyGroupJoined, Refusal> {
-        let (caller, now) = (cx.caller, cx.now);
-        let (tenant, user, group_id) = (&caller.tenant, &caller.user, &self.group_id);
-        if find(cx, group_id).await?.is_member() {
+        let caller = cx.caller;
+        if find(cx, &self.group_id).await?.is_member() {
             return Err(Refusal::AlreadyMember);
         }
-        let tx = cx.tx().await?;
-        if !tx.add_group_member(tenant, group_id, user, now).await? {
-            return Err(Refusal::GroupFull);
-        }
-        let group = tx.study_group(tenant, group_id).await?.ok_or(Refusal::NotFound)?;
-        let came = StudyGroupMemberJoined {
-            group_id: self.group_id,
-            user_id: user.clone(),
-            user_name: caller.name.clone(),
-            member_count: i64::try_from(group.members.len()).unwrap_or(i64::MAX),
-        };
-        cx.send(ToRoomWith(group.room_id.clone(), user.clone()), &came)?;
-        let joined = StudyGroupJoined { room_id: group.room_id.clone(), group };
-        cx.send(ToUser(user.clone()), &joined)?;
-        Ok(joined)
+        let group = enter(cx, &self.group_id, &caller.user, &caller.name).await?;
+        Ok(StudyGroupJoined { room_id: group.room_id.clone(), group })
     }
 }

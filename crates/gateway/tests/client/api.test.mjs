@@ -313,3 +313,44 @@ story("with the database away everything is refused as something that passes", {
   await admin.end();
   await eventually("it works again", async () => (await world.api("PUT", "/v1/users/ana", ANA)).status === 200);
 });
+
+story("a backend notifies users, roles and everybody, each once", { on: DATABASES }, async (world) => {
+  for (const [id, role] of [["ana", "STUDENT"], ["ben", "STUDENT"], ["mia", "MENTOR"]]) {
+    await world.api("PUT", `/v1/users/${id}`, { name: id, role });
+  }
+  const notify = (more) => world.api("POST", "/v1/notifications", { type: "SYSTEM", title: "News", message: "Read this", ...more });
+  const [ana, mia] = await world.people("ana", "mia");
+  assert.deepEqual((await notify({ roles: ["STUDENT"], dedupeKey: "n1", actionUrl: "/news", priority: "high" })).body, { notified: 2 });
+  const heard = await ana.hears("new-notification");
+  assert.deepEqual([heard.title, heard.priority, heard.action_url, heard.is_read], ["News", "high", "/news", false]);
+  assert.deepEqual((await notify({ tenant: true, dedupeKey: "n1" })).body, { notified: 1 });
+  assert.equal((await mia.hears("new-notification")).title, "News");
+  assert.deepEqual((await notify({ users: ["mia", "nobody"], title: "Two" })).body, { notified: 1 });
+  assert.equal((await mia.hears("new-notification")).title, "Two");
+  const ben = await world.person("ben");
+  assert.equal((await ben.hears("new-notification")).title, "News");
+  await silent("new-notification", ana);
+  problem(await notify({}), 400, "INVALID");
+  problem(await notify({ tenant: true, users: ["ana"] }), 400, "INVALID");
+  problem(await notify({ tenant: true, actionUrl: "javascript:alert(1)" }), 400, "INVALID");
+});
+
+story("a backend looks into study groups, and puts people in and out", { on: DATABASES }, async (world) => {
+  for (const id of ["ana", "ben"]) await world.api("PUT", `/v1/users/${id}`, { name: id, role: "STUDENT" });
+  const [ana, ben] = await world.people("ana", "ben");
+  const { group } = await ana.asks("study-group-create", { name: "Hearts", isPublic: false, maxMembers: 2 });
+  const path = `/v1/study-groups/${group.id}`;
+  assert.deepEqual((await all(world, "/v1/study-groups", 1)).map((of) => of.id), [group.id]);
+  const added = await world.api("PUT", `${path}/members/ben`);
+  assert.deepEqual(added.body, { groupId: group.id, userId: "ben", memberCount: 2 });
+  assert.equal((await ben.hears("study-group-joined")).group.id, group.id);
+  assert.equal((await ana.hears("study-group-member-joined", (e) => e.userId === "ben")).memberCount, 2);
+  problem(await world.api("PUT", `${path}/members/ben`), 409, "ALREADY_MEMBER");
+  ana.says("study-group-message", { groupId: group.id, message: "Hello" });
+  assert.equal((await ben.hears("receive-message")).message, "Hello");
+  assert.equal((await world.api("DELETE", `${path}/members/ana`)).body.memberCount, 1);
+  assert.equal((await ben.hears("study-group-owner-changed")).ownerId, "ben");
+  assert.deepEqual((await world.api("GET", path)).body.members, ["ben"]);
+  await world.api("DELETE", `${path}/members/ben`);
+  problem(await world.api("GET", path), 404, "NOT_FOUND");
+});

@@ -6,17 +6,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Cursor, Listed, Method, Operation, OperationRow, Right, operation, page};
+use super::{
+    Attempt, AttemptStatus, EndedBy, Exam, ExamResult, Part, Release,
+    control::{Action, Controlled, ExamControl},
+    define::{ExamInput, define},
+    events::minutes,
+    grade::Awards,
+    paper::{Paper, Points, QuestionInput},
+};
 use crate::{
+    api::{Cursor, Listed, Method, Operation, OperationRow, Right, operation, page},
     dispatch::{App, Cx},
-    exam::{
-        Attempt, AttemptStatus, EndedBy, Exam, ExamResult, Release,
-        control::{Action, Controlled, ExamControl},
-        define::{ExamInput, define},
-        events::minutes,
-        grade::Awards,
-        paper::{Paper, Points, QuestionInput},
-    },
     ids::{AttemptId, ExamId, QuestionId, ResultId, TenantId, Timestamp, UserId},
     ports::Reads,
     refusal::Refusal,
@@ -72,7 +72,7 @@ async fn view(
 ) -> Result<ExamView, Refusal> {
     let paper = app.exams.paper(reads, tenant, &exam.id, exam.paper_version).await?;
     let people = reads.exam_people(tenant, &exam.id).await?;
-    let listed = |is_meant: fn(&crate::exam::Part) -> bool| {
+    let listed = |is_meant: fn(&Part) -> bool| {
         people.iter().filter(|(_, part)| is_meant(part)).map(|(user, _)| user.clone()).collect()
     };
     Ok(ExamView {
