@@ -16,9 +16,10 @@ CREATE UNIQUE INDEX notifications_by_dedupe_key
 CREATE UNIQUE INDEX notifications_by_collapse_key
     ON notifications (tenant_id, user_id, collapse_key)
     WHERE collapse_key IS NOT NULL AND NOT is_read;
--- A user's unread ones, and among them those not delivered.
+-- A user's unread ones, and among them those not delivered. It covers what is asked of it: a user
+-- may have thousands that are read.
 CREATE INDEX notifications_unread
-    ON notifications (tenant_id, user_id, delivered_at) WHERE NOT is_read;
+    ON notifications (tenant_id, user_id, is_read, delivered_at, expires_at, created_at);
 -- Who waits for a delivery since an instant.
 CREATE INDEX notifications_undelivered
-    ON notifications (tenant_id, created_at, user_id) WHERE delivered_at IS NULL;
+    ON notifications (tenant_id, created_at, user_id, is_read) WHERE delivered_at IS NULL;

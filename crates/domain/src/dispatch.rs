@@ -119,7 +119,10 @@ pub enum Effect {
         after: Offset,
     },
     Leave(RoomId),
-    /// The caller's socket hears the room from now on; it was shown nothing of it.
+    /// The caller's socket is in the room from now on; of what was before it misses nothing.
+    Enter(RoomId),
+    /// The caller's socket hears a room its user is a member of, from now on, unless that has ended
+    /// meanwhile.
     Hear(RoomId),
     /// Every socket of the user hears the room from now on.
     Admit(UserId, RoomId),

@@ -134,6 +134,7 @@ impl Fanout {
                 Effect::Emit(emit) => self.emit(tenant, Some(seat), emit),
                 Effect::Join { room, after } => self.join(seat, &room, after).await,
                 Effect::Leave(room) => self.leave(seat, &room),
+                Effect::Enter(room) => self.subscribe(seat, &room),
                 Effect::Hear(room) => self.hear(seat, &room),
                 Effect::Look { board, seen } => self.look(seat, board, seen),
                 other => self.deliver_system(tenant, other),
@@ -160,7 +161,11 @@ impl Fanout {
             Effect::ShowBoards => self.boards.show_again(tenant),
             Effect::Recompute { after } => self.boards.recompute(tenant, after),
             // The system has no socket.
-            Effect::Join { .. } | Effect::Leave(_) | Effect::Hear(_) | Effect::Look { .. } => {}
+            Effect::Join { .. }
+            | Effect::Leave(_)
+            | Effect::Enter(_)
+            | Effect::Hear(_)
+            | Effect::Look { .. } => {}
         }
     }
 
@@ -406,8 +411,11 @@ impl Fanout {
         if is_new {
             self.domain.presence.joined(&seat.caller, room);
         }
-        // A socket that was removed meanwhile would stay in the room for ever.
-        if !socket.connected() {
+        // A socket that was removed meanwhile would stay in the room for ever. The namespace is
+        // asked: one whose client was faster than the engine's own note that it is connected has
+        // all the more use for its rooms.
+        let is_there = self.io.of(seat.path).is_some_and(|of| of.get_socket(seat.sid).is_some());
+        if !is_there {
             socket.leave_all();
         }
     }

@@ -31,8 +31,8 @@ const UNDELIVERED: Duration = Duration::from_secs(1);
 /// A row may become visible so long after the time it bears.
 const LATE: Duration = Duration::from_secs(30);
 /// So many users are brought what they were not sent in one short transaction, and then everybody
-/// else has a turn: 2,000 users a second.
-const AT_ONCE: usize = 50;
+/// else has a turn: some hundreds of users a second.
+const AT_ONCE: usize = 25;
 const BREATH: Duration = Duration::from_millis(25);
 const SWEEP: Duration = Duration::from_secs(1);
 const FORGET: Duration = Duration::from_mins(1);

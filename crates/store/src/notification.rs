@@ -18,13 +18,14 @@ use crate::{
 };
 
 const UNREAD: &str = "SELECT count(*) FROM notifications
-    WHERE tenant_id = $1 AND user_id = $2 AND NOT is_read
+    WHERE tenant_id = $1 AND user_id = $2 AND is_read = FALSE
       AND (expires_at IS NULL OR expires_at > $3)";
 const HAS_UNDELIVERED: &str = "SELECT 1 FROM notifications
-    WHERE tenant_id = $1 AND user_id = $2 AND NOT is_read AND delivered_at IS NULL
+    WHERE tenant_id = $1 AND user_id = $2 AND is_read = FALSE AND delivered_at IS NULL
       AND (expires_at IS NULL OR expires_at > $3) LIMIT 1";
-const AWAITING: &str = "SELECT DISTINCT user_id FROM notifications
-    WHERE tenant_id = $1 AND created_at >= $2 AND delivered_at IS NULL AND NOT is_read";
+/// Without DISTINCT: SQLite would walk the whole tenant in the order of users.
+const AWAITING: &str = "SELECT user_id FROM notifications
+    WHERE tenant_id = $1 AND created_at >= $2 AND delivered_at IS NULL AND is_read = FALSE";
 const EXISTS: &str = "SELECT 1 FROM notifications
     WHERE tenant_id = $1 AND user_id = $2 AND id = $3";
 const BY_DEDUPE_KEY: &str = "SELECT id FROM notifications
@@ -44,7 +45,7 @@ const COLLAPSE: &str = "UPDATE notifications
 /// The ids of a batch are its prefix and twelve hexadecimal digits: the batch's number plus the
 /// row's, modulo 2^48.
 macro_rules! insert_many {
-    ($digits:literal, $elements:literal) => {
+    ($digits:literal, $elements:literal, $list:literal) => {
         concat!(
             "INSERT INTO notifications
                 (tenant_id, id, user_id, type, title, message, data, priority, action_url,
@@ -58,35 +59,39 @@ macro_rules! insert_many {
                    WHERE tenant_id = $1 AND status <> 'SUSPENDED'
                      AND ($13 IS NULL OR id IN (",
             $elements,
-            "($13)))
+            "($13",
+            $list,
+            ")))
                      AND ($14 IS NULL OR role IN (",
             $elements,
-            "($14)))) u
+            "($14",
+            $list,
+            ")))) u
              WHERE TRUE ON CONFLICT DO NOTHING"
         )
     };
 }
 const INSERT_MANY_SQLITE: &str =
-    insert_many!("printf('%012x', u.number)", "SELECT value FROM json_each");
+    insert_many!("printf('%012x', u.number)", "SELECT value FROM json_each", "");
 const INSERT_MANY_POSTGRES: &str =
-    insert_many!("lpad(to_hex(u.number), 12, '0')", "SELECT jsonb_array_elements_text");
+    insert_many!("lpad(to_hex(u.number), 12, '0')", "SELECT jsonb_array_elements_text", "::jsonb");
 
 const CLAIM: &str = "UPDATE notifications SET delivered_at = $3
     WHERE tenant_id = $1 AND user_id = $2 AND delivered_at IS NULL AND id IN (
         SELECT id FROM notifications
-        WHERE tenant_id = $1 AND user_id = $2 AND NOT is_read AND delivered_at IS NULL
+        WHERE tenant_id = $1 AND user_id = $2 AND is_read = FALSE AND delivered_at IS NULL
           AND (expires_at IS NULL OR expires_at > $3)
         ORDER BY created_at DESC, id DESC LIMIT $4)
     RETURNING id, user_id, type AS kind, title, message, data, is_read, priority, action_url,
         created_at, occurrences";
 const PASS_OVER: &str = "UPDATE notifications SET delivered_at = $3
-    WHERE tenant_id = $1 AND user_id = $2 AND NOT is_read AND delivered_at IS NULL";
+    WHERE tenant_id = $1 AND user_id = $2 AND is_read = FALSE AND delivered_at IS NULL";
 const READ: &str = "UPDATE notifications SET is_read = TRUE
     WHERE tenant_id = $1 AND user_id = $2 AND id = $3";
 const READ_ALL: &str = "UPDATE notifications SET is_read = TRUE
-    WHERE tenant_id = $1 AND user_id = $2 AND NOT is_read AND created_at <= $3";
+    WHERE tenant_id = $1 AND user_id = $2 AND is_read = FALSE AND created_at <= $3";
 const READ_UP_TO: &str = "UPDATE notifications SET is_read = TRUE
-    WHERE tenant_id = $1 AND user_id = $2 AND NOT is_read AND (created_at, id) <=
+    WHERE tenant_id = $1 AND user_id = $2 AND is_read = FALSE AND (created_at, id) <=
         (SELECT created_at, id FROM notifications
          WHERE tenant_id = $1 AND user_id = $2 AND id = $3)";
 
@@ -161,9 +166,11 @@ impl NotificationReads for SqlTx {
         tenant: &TenantId,
         since: Timestamp,
     ) -> Result<Vec<UserId>, Refusal> {
-        let rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(AWAITING)
+        let mut rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(AWAITING)
             .bind(tenant.as_str()).bind(Time(since)).fetch_all(c).await)
         .map_err(refusal)?;
+        rows.sort_unstable();
+        rows.dedup();
         rows.into_iter().map(|id| UserId::new(id).map_err(Refusal::internal)).collect()
     }
 }
@@ -300,5 +307,34 @@ impl NotificationWrites for SqlTx {
             .bind(tenant.as_str()).bind(user.as_str()).bind(id.as_str())
             .execute(c).await.map(|_| true))
         .map_err(refusal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
+
+    use super::*;
+    use crate::open::SQLITE_MIGRATIONS;
+
+    /// What grows with the number of users, or with what one of them keeps.
+    #[tokio::test]
+    async fn what_is_asked_for_everybody_or_often_is_found_by_an_index() {
+        let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
+        SQLITE_MIGRATIONS.run(&pool).await.unwrap();
+        for (statement, index) in [
+            (UNREAD, "notifications_unread"),
+            (HAS_UNDELIVERED, "notifications_unread"),
+            (CLAIM, "notifications_unread"),
+            (AWAITING, "notifications_undelivered"),
+            (COLLAPSE, "notifications_by_collapse_key"),
+            (BY_DEDUPE_KEY, "notifications_by_dedupe_key"),
+        ] {
+            let explained = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+            let rows = sqlx::query(explained).fetch_all(&pool).await.unwrap();
+            let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+            assert!(plan.iter().any(|line| line.contains(index)), "{statement}: {plan:?}");
+            assert!(!plan.iter().any(|line| line.starts_with("SCAN")), "{statement}: {plan:?}");
+        }
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     tx::{Conn, Held, SqlTx},
 };
 
-static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
+pub(crate) static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
 
 /// Waiting for a connection or a lock any longer means the database is away; below the 3 s within

@@ -168,7 +168,7 @@ async fn show(cx: &mut Cx<'_>, exam: &Exam, attempt: Option<&Attempt>) -> Result
     let is_over = attempt.is_some_and(|attempt| attempt.status == AttemptStatus::Completed);
     let seen = cx.app.presence.sockets_of(&caller.tenant, &caller.user, &room);
     if !is_over {
-        cx.record(Effect::Hear(room.clone()));
+        cx.record(Effect::Enter(room.clone()));
     }
     let joined = joined(cx.app, caller, exam, view.as_ref(), true, cx.now);
     cx.send_counting(ToStudent::Caller, &joined, room.clone())?;

@@ -1,6 +1,6 @@
 // Notifications: told at once to whoever listens, kept for whoever does not, each exactly once.
 import assert from "node:assert/strict";
-import { DATABASES, eventually, refused, silent, story } from "./harness.mjs";
+import { DATABASES, POSTGRES, eventually, refused, silent, story } from "./harness.mjs";
 
 const FAST = {
   env: {
@@ -315,6 +315,31 @@ story("a notification that is stored while its user comes is not left behind", {
   // Only what is older than the newest fifty of those that were kept may be missing.
   const firstHeard = sent.indexOf(heard[0]);
   assert.deepEqual(missed, sent.slice(0, firstHeard));
+});
+
+story("what was stored elsewhere for somebody who listens here comes by itself, once", { on: POSTGRES }, async (world) => {
+  const { default: pg } = await import("pg");
+  const ana = await listener(world, "ana");
+  const tab = await listener(world, "ana");
+  await ana.settled();
+  ana.forget();
+  const client = new pg.Client({ connectionString: world.server.databaseUrl });
+  await client.connect();
+  try {
+    // As a batch for many does, or another node that does not see her.
+    await client.query(`
+      INSERT INTO notifications (tenant_id, id, user_id, type, title, message, created_at)
+      SELECT tenant_id, 'batch-' || n, id, 'SYSTEM', 'batch', 'message', now()
+      FROM users, generate_series(1, 3) n WHERE id = 'ana'`);
+  } finally {
+    await client.end();
+  }
+  for (const socket of [ana, tab]) {
+    for (const n of [1, 2, 3]) assert.equal((await socket.hears("new-notification")).id, `batch-${n}`);
+  }
+  const marker = await sends(ana);
+  for (const socket of [ana, tab]) assert.equal((await socket.hears("new-notification")).id, marker);
+  await silent("new-notification", ana, tab);
 });
 
 story("an event that takes no payload of its own is refused when it is none", {}, async (world) => {

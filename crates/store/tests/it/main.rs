@@ -6,8 +6,10 @@
 
 mod conformance;
 mod exams;
+mod groups;
 mod lanes;
 mod leaderboard;
+mod notifications;
 mod tenants;
 mod unread;
 mod world;

@@ -11,12 +11,12 @@ use std::{
 use carillon_domain::{
     App, Caller, ConnectionId, Done, Effect, Refusal, TenantId, Timestamp, UserId,
     chat::{Settings, typing_indicator::Typists},
-    contract::{Class, Command, find_command},
+    contract::{Class, Command, Scope, find_command},
     dispatch::{Joined, dispatch},
     exam,
-    identity::Role,
+    identity::{Claims, Role},
     leaderboard,
-    ports::{Admission, Clock, Ids},
+    ports::{Admission, Clock, Ids, Store as _},
     presence::Presence,
 };
 use carillon_store::{Opener, SqlStore};
@@ -112,6 +112,23 @@ impl World {
             let mut conn = sqlx::PgConnection::connect(&self.url).await.unwrap();
             conn.execute(postgres).await.unwrap();
         }
+    }
+
+    /// Makes rows for users of the tenant `t`.
+    pub async fn provision(&self, ids: &[&str]) {
+        let t = tenant("t");
+        let mut tx = self.store.begin(&t, Scope::Rows).await.unwrap();
+        for id in ids {
+            let claims = Claims {
+                user: user(id),
+                name: Some((*id).into()),
+                role: Role::Student,
+                email: None,
+                issued_at: None,
+            };
+            tx.provision_user(&t, &claims, self.app.clock.now()).await.unwrap();
+        }
+        tx.commit().await.unwrap();
     }
 
     /// Runs a command as a socket of this user would.
