@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use carillon_domain::{
     Refusal, TenantId, Timestamp, UserId,
-    leaderboard::{Board, Counted, Entry, Folded, Place, Span, Standing, api::After},
+    leaderboard::{Board, Counted, Entry, Folded, Period, Place, Span, Standing, api::After},
     ports::{LeaderboardReads, LeaderboardWrites},
 };
+use serde_json::{Value, json};
 
 use crate::{
     error::refusal,
@@ -74,16 +75,36 @@ const USERS: &str = "SELECT user_id FROM (SELECT DISTINCT user_id FROM exam_resu
     UNION SELECT user_id FROM (SELECT DISTINCT user_id FROM leaderboard_entries
         WHERE tenant_id = $1 AND user_id > $2 ORDER BY user_id LIMIT $3) b
     ORDER BY user_id LIMIT $3";
-const CLEAR: &str = "DELETE FROM leaderboard_entries
-    WHERE tenant_id = $1 AND user_id > $2 AND user_id <= $3";
-const CLEAR_OF: &str = "DELETE FROM leaderboard_entries WHERE tenant_id = $1 AND user_id = $2";
+macro_rules! kept {
+    ($which:literal) => {
+        concat!(
+            "SELECT period, period_start, user_id, specialty, total_score, exams_completed,
+                percent_sum, average, reached_at FROM leaderboard_entries
+             WHERE tenant_id = $1 AND ",
+            $which
+        )
+    };
+}
+const KEPT: &str = kept!("user_id > $2 AND user_id <= $3");
+const KEPT_OF: &str = kept!("user_id = $2");
+const CLEAR_SQLITE: &str = "DELETE FROM leaderboard_entries
+    WHERE tenant_id = $1 AND (period, period_start, user_id) IN
+        (SELECT value->>0, value->>1, value->>2 FROM json_each($2))";
+const CLEAR_POSTGRES: &str = "DELETE FROM leaderboard_entries
+    WHERE tenant_id = $1 AND (period, period_start, user_id) IN
+        (SELECT value->>0, value->>1, value->>2 FROM jsonb_array_elements($2::jsonb) AS rows(value))";
 macro_rules! fill {
     ($values:literal) => {
         concat!(
             "INSERT INTO leaderboard_entries
                 (tenant_id, updated_at, period, period_start, user_id, specialty, total_score,
                  exams_completed, percent_sum, average, reached_at) SELECT $1, $2, ",
-            $values
+            $values,
+            " WHERE TRUE ON CONFLICT (tenant_id, period, period_start, user_id) DO UPDATE SET
+                specialty = excluded.specialty, total_score = excluded.total_score,
+                exams_completed = excluded.exams_completed, percent_sum = excluded.percent_sum,
+                average = excluded.average, reached_at = excluded.reached_at,
+                updated_at = excluded.updated_at"
         )
     };
 }
@@ -101,7 +122,7 @@ const FILL_POSTGRES: &str = fill!(
 // The list is limited before names are looked up. With the caller's own row it is one statement,
 // and so one snapshot.
 macro_rules! standing {
-    ($filter:literal) => {
+    ($filter:literal, $board:literal) => {
         concat!(
             "WITH shown AS (
                 SELECT user_id, specialty, total_score, exams_completed, average, reached_at
@@ -120,18 +141,19 @@ macro_rules! standing {
                 s.reached_at
             FROM shown s LEFT JOIN users u ON u.tenant_id = $1 AND u.id = s.user_id
             UNION ALL
-            SELECT (SELECT count(*) FROM leaderboard_entries e
-                    WHERE e.tenant_id = $1 AND e.period = $2 AND e.period_start = $3 ",
-            $filter,
-            "         AND e.total_score > own.total_score),
+            SELECT (SELECT CAST(COALESCE(sum(c.users), 0) AS BIGINT) FROM leaderboard_scores c
+                    WHERE c.tenant_id = $1 AND c.period = $2 AND c.period_start = $3
+                      AND c.specialty = ",
+            $board,
+            "         AND c.total_score > own.total_score),
                 own.user_id, own.user_id, NULL, own.specialty, own.total_score,
                 own.exams_completed, own.average, own.reached_at
             FROM own"
         )
     };
 }
-const STANDING: &str = standing!("");
-const STANDING_OF_SPECIALTY: &str = standing!("AND specialty = $6");
+const STANDING: &str = standing!("", "''");
+const STANDING_OF_SPECIALTY: &str = standing!("AND specialty = $6", "$6");
 
 macro_rules! after {
     ($filter:literal) => {
@@ -155,17 +177,11 @@ macro_rules! after {
 }
 const AFTER: &str = after!("");
 const AFTER_OF_SPECIALTY: &str = after!("AND specialty = $9");
-macro_rules! counts {
-    ($filter:literal) => {
-        concat!(
-            "SELECT count(CASE WHEN total_score > $4 THEN 1 END), count(*) FROM leaderboard_entries
-             WHERE tenant_id = $1 AND period = $2 AND period_start = $3 AND total_score >= $4 ",
-            $filter
-        )
-    };
-}
-const COUNTS: &str = counts!("");
-const COUNTS_OF_SPECIALTY: &str = counts!("AND specialty = $5");
+const COUNTS: &str = "SELECT
+        CAST(COALESCE(sum(CASE WHEN total_score > $4 THEN users END), 0) AS BIGINT),
+        CAST(COALESCE(sum(users), 0) AS BIGINT)
+    FROM leaderboard_scores WHERE tenant_id = $1 AND period = $2 AND period_start = $3
+      AND total_score >= $4 AND specialty = $5";
 
 #[derive(sqlx::FromRow)]
 struct Row {
@@ -216,6 +232,36 @@ impl ResultRow {
     }
 }
 
+#[derive(sqlx::FromRow)]
+struct KeptRow {
+    period: String,
+    period_start: String,
+    user_id: String,
+    specialty: Option<String>,
+    total_score: i64,
+    exams_completed: i64,
+    percent_sum: i64,
+    average: i64,
+    reached_at: Time,
+}
+
+impl KeptRow {
+    fn folded(self) -> Result<Folded, Refusal> {
+        let unknown = || Refusal::internal("leaderboard_entries.period holds an unknown value");
+        Ok(Folded {
+            period: Period::parse(&self.period).ok_or_else(unknown)?,
+            period_start: self.period_start,
+            user: UserId::new(self.user_id).map_err(Refusal::internal)?,
+            specialty: self.specialty,
+            total_score: self.total_score,
+            exams_completed: self.exams_completed,
+            percent_sum: self.percent_sum,
+            average: self.average,
+            reached_at: self.reached_at.into(),
+        })
+    }
+}
+
 impl SqlTx {
     async fn revised(&mut self, tenant: &TenantId) -> Result<(), Refusal> {
         on!(self.conn(), c => sqlx::query(REVISED)
@@ -223,34 +269,17 @@ impl SqlTx {
         .map_err(refusal)
     }
 
-    async fn fill(
-        &mut self,
-        tenant: &TenantId,
-        entries: &[Folded],
-        now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let rows: Vec<_> = entries
-            .iter()
-            .map(|entry| {
-                (
-                    entry.period.as_str(),
-                    &entry.period_start,
-                    &entry.user,
-                    &entry.specialty,
-                    entry.total_score,
-                    entry.exams_completed,
-                    entry.percent_sum,
-                    entry.average,
-                    entry.reached_at.0,
-                )
-            })
-            .collect();
-        let rows = serde_json::to_string(&rows).map_err(Refusal::internal)?;
-        let fill = if self.is_sqlite() { FILL_SQLITE } else { FILL_POSTGRES };
-        on!(self.conn(), c => sqlx::query(fill)
-            .bind(tenant.as_str()).bind(Time(now)).bind(&rows).execute(c).await.map(|_| ()))
-        .map_err(refusal)?;
-        self.revised(tenant).await
+    /// A list of entries as JSON, for statements that take many.
+    fn json(entries: &[Folded]) -> Result<String, Refusal> {
+        let row = |entry: &Folded| {
+            let key = (entry.period.as_str(), &entry.period_start, &entry.user, &entry.specialty);
+            let numbers =
+                [entry.total_score, entry.exams_completed, entry.percent_sum, entry.average];
+            let [score, exams, percents, average] = numbers;
+            json!([key.0, key.1, key.2, key.3, score, exams, percents, average, entry.reached_at.0])
+        };
+        let rows: Vec<Value> = entries.iter().map(row).collect();
+        serde_json::to_string(&rows).map_err(Refusal::internal)
     }
 }
 
@@ -323,17 +352,10 @@ impl LeaderboardReads for SqlTx {
                 &b.user,
             ))
         });
-        let statement = if board.specialty.is_some() { COUNTS_OF_SPECIALTY } else { COUNTS };
-        let (above, at_or_above) = on!(self.conn(), c => {
-            let query = sqlx::query_as(statement)
-                .bind(tenant.as_str()).bind(span.period.as_str()).bind(&span.start)
-                .bind(after.total_score);
-            let query = match &board.specialty {
-                Some(specialty) => query.bind(specialty),
-                None => query,
-            };
-            query.fetch_one(c).await
-        })
+        let (above, at_or_above) = on!(self.conn(), c => sqlx::query_as(COUNTS)
+            .bind(tenant.as_str()).bind(span.period.as_str()).bind(&span.start)
+            .bind(after.total_score).bind(board.specialty.as_deref().unwrap_or_default())
+            .fetch_one(c).await)
         .map_err(refusal)?;
         Ok((entries, above, at_or_above))
     }
@@ -381,6 +403,29 @@ impl LeaderboardReads for SqlTx {
         .map_err(refusal)?;
         rows.into_iter().map(ResultRow::counted).collect()
     }
+
+    async fn kept_entries(
+        &mut self,
+        tenant: &TenantId,
+        after: &str,
+        up_to: &str,
+    ) -> Result<Vec<Folded>, Refusal> {
+        let rows: Vec<KeptRow> = on!(self.conn(), c => sqlx::query_as(KEPT)
+            .bind(tenant.as_str()).bind(after).bind(up_to).fetch_all(c).await)
+        .map_err(refusal)?;
+        rows.into_iter().map(KeptRow::folded).collect()
+    }
+
+    async fn kept_entries_of(
+        &mut self,
+        tenant: &TenantId,
+        user: &UserId,
+    ) -> Result<Vec<Folded>, Refusal> {
+        let rows: Vec<KeptRow> = on!(self.conn(), c => sqlx::query_as(KEPT_OF)
+            .bind(tenant.as_str()).bind(user.as_str()).fetch_all(c).await)
+        .map_err(refusal)?;
+        rows.into_iter().map(KeptRow::folded).collect()
+    }
 }
 
 #[async_trait]
@@ -417,27 +462,22 @@ impl LeaderboardWrites for SqlTx {
     async fn replace_entries(
         &mut self,
         tenant: &TenantId,
-        after: &str,
-        up_to: &str,
-        entries: &[Folded],
+        gone: &[Folded],
+        changed: &[Folded],
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(CLEAR)
-            .bind(tenant.as_str()).bind(after).bind(up_to).execute(c).await.map(|_| ()))
+        let (gone, changed) = (Self::json(gone)?, Self::json(changed)?);
+        let (clear, fill) = if self.is_sqlite() {
+            (CLEAR_SQLITE, FILL_SQLITE)
+        } else {
+            (CLEAR_POSTGRES, FILL_POSTGRES)
+        };
+        on!(self.conn(), c => sqlx::query(clear)
+            .bind(tenant.as_str()).bind(&gone).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        self.fill(tenant, entries, now).await
-    }
-
-    async fn replace_entries_of(
-        &mut self,
-        tenant: &TenantId,
-        user: &UserId,
-        entries: &[Folded],
-        now: Timestamp,
-    ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(CLEAR_OF)
-            .bind(tenant.as_str()).bind(user.as_str()).execute(c).await.map(|_| ()))
+        on!(self.conn(), c => sqlx::query(fill)
+            .bind(tenant.as_str()).bind(Time(now)).bind(&changed).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        self.fill(tenant, entries, now).await
+        self.revised(tenant).await
     }
 }

@@ -464,6 +464,8 @@ export interface Recomputed {
   /** False when the rest is being done without the asker. */
   complete: boolean;
   entries: number;
+  /** Entries that were not what they should be. */
+  repaired: number;
   users: number;
 }
 

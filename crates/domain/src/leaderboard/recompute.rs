@@ -2,16 +2,17 @@
 //! transaction of its own, so that nobody waits for long. In between both kinds of entries are
 //! right, old and new.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::fold;
+use super::{Folded, fold};
 use crate::{
     contract::Scope,
     dispatch::{App, Cx},
-    ids::{TenantId, UserId},
+    ids::{TenantId, Timestamp, UserId},
+    ports::Tx,
     refusal::Refusal,
 };
 
@@ -24,6 +25,8 @@ const CHUNK: u32 = 500;
 pub struct Recomputed {
     pub users: usize,
     pub entries: usize,
+    /// Entries that were not what they should be.
+    pub repaired: usize,
     /// False when the rest is being done without the asker.
     pub complete: bool,
     /// Where that begins.
@@ -47,11 +50,11 @@ pub async fn recompute(
         let Some(last) = users.last() else { break };
         let results = tx.counted_results(tenant, after, last.as_str()).await?;
         let entries = fold(app.leaderboard.zone(tenant), &results)?;
-        let now = app.clock.now();
-        tx.replace_entries(tenant, after, last.as_str(), &entries, now).await?;
-        tx.commit().await?;
         done.users += users.len();
         done.entries += entries.len();
+        let kept = tx.kept_entries(tenant, after, last.as_str()).await?;
+        done.repaired += repair(tx.as_mut(), tenant, kept, entries, app.clock.now()).await?;
+        tx.commit().await?;
         done.rest_after = Some(last.clone());
         if users.len() < usize::try_from(CHUNK).unwrap_or(usize::MAX) {
             break;
@@ -70,5 +73,28 @@ pub(crate) async fn follow_user(cx: &mut Cx<'_>, user: &UserId) -> Result<(), Re
     let tx = cx.tx().await?;
     let results = tx.counted_results_of(&tenant, user).await?;
     let entries = fold(&zone, &results)?;
-    tx.replace_entries_of(&tenant, user, &entries, now).await
+    let kept = tx.kept_entries_of(&tenant, user).await?;
+    repair(tx, &tenant, kept, entries, now).await.map(|_| ())
+}
+
+/// Writes what differs, and only that; says how much.
+async fn repair(
+    tx: &mut dyn Tx,
+    tenant: &TenantId,
+    kept: Vec<Folded>,
+    right: Vec<Folded>,
+    now: Timestamp,
+) -> Result<usize, Refusal> {
+    let key = |entry: &Folded| (entry.period, entry.period_start.clone(), entry.user.clone());
+    let mut kept: HashMap<_, _> = kept.into_iter().map(|entry| (key(&entry), entry)).collect();
+    let changed: Vec<Folded> = right
+        .into_iter()
+        .filter(|entry| kept.remove(&key(entry)).as_ref() != Some(entry))
+        .collect();
+    let gone: Vec<Folded> = kept.into_values().collect();
+    let count = gone.len() + changed.len();
+    if count > 0 {
+        tx.replace_entries(tenant, &gone, &changed, now).await?;
+    }
+    Ok(count)
 }

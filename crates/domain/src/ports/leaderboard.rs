@@ -49,6 +49,15 @@ pub trait LeaderboardReads: Send {
         tenant: &TenantId,
         user: &UserId,
     ) -> Result<Vec<Counted>>;
+    /// The entries of all users after one up to another, as they are kept.
+    async fn kept_entries(
+        &mut self,
+        tenant: &TenantId,
+        after: &str,
+        up_to: &str,
+    ) -> Result<Vec<Folded>>;
+    /// The entries of one user, as they are kept.
+    async fn kept_entries_of(&mut self, tenant: &TenantId, user: &UserId) -> Result<Vec<Folded>>;
 }
 
 #[async_trait]
@@ -61,21 +70,12 @@ pub trait LeaderboardWrites: Send {
         spans: &[Span; 3],
         now: Timestamp,
     ) -> Result<()>;
-    /// Replaces every entry of all users after one up to another.
+    /// Removes some entries and writes others, new or not.
     async fn replace_entries(
         &mut self,
         tenant: &TenantId,
-        after: &str,
-        up_to: &str,
-        entries: &[Folded],
-        now: Timestamp,
-    ) -> Result<()>;
-    /// Replaces every entry of one user.
-    async fn replace_entries_of(
-        &mut self,
-        tenant: &TenantId,
-        user: &UserId,
-        entries: &[Folded],
+        gone: &[Folded],
+        changed: &[Folded],
         now: Timestamp,
     ) -> Result<()>;
 }
