@@ -31,6 +31,9 @@ pub type Room = Cow<'static, str>;
 
 /// Durable events kept in memory for those who join just now.
 const RECENT: usize = 256;
+/// In a larger room, who comes and goes is told to the others as the latest of each kind, not one
+/// by one: two thousand who come in together would be told four million times.
+const CROWD: usize = 200;
 /// Durable events read from the outbox at a time.
 const BATCH: u32 = 256;
 /// Reads of the outbox before a join is given up.
@@ -73,6 +76,8 @@ pub struct Fanout {
     connections: Arc<Connections>,
     metrics: Arc<Metrics>,
     lanes: Mutex<HashMap<TenantId, Arc<Lane>>>,
+    /// The latest event of each kind that waits to be told to a large room.
+    crowds: Mutex<HashMap<(TenantId, RoomId, &'static str), Emit>>,
     /// Rung when an event came early: something is missing.
     pub hole: Notify,
     /// Who looks at which leaderboard.
@@ -122,8 +127,9 @@ impl Fanout {
         connections: Arc<Connections>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (lanes, hole, boards) = (Mutex::default(), Notify::new(), Boards::default());
-        Self { hub, io, domain, connections, metrics, lanes, hole, boards }
+        let (lanes, crowds) = (Mutex::default(), Mutex::default());
+        let (hole, boards) = (Notify::new(), Boards::default());
+        Self { hub, io, domain, connections, metrics, lanes, crowds, hole, boards }
     }
 
     /// Delivers what a command of this socket has done.
@@ -293,12 +299,28 @@ impl Fanout {
     /// Sends what has no place in the order. Counts are made and sent one after another, so that
     /// the last one anybody hears is true.
     fn send_now(&self, tenant: &TenantId, seat: Option<&Seat>, mut emit: Emit) {
-        let lane = emit.counting.as_ref().and_then(|_| self.lane(tenant));
+        let Some(room) = emit.counting.take() else { return self.send(tenant, seat, &emit) };
+        let lane = self.lane(tenant);
         let _turn = lane.as_ref().map(|lane| lane.lock());
-        if let Some(room) = emit.counting.take() {
-            emit.payload = recount(&emit.payload, self.domain.presence.occupants(tenant, &room));
+        let count = self.domain.presence.occupants(tenant, &room);
+        if count > CROWD && matches!(emit.to, Address::Others(..)) {
+            let mut crowds = self.crowds.lock().unwrap_or_else(PoisonError::into_inner);
+            crowds.insert((tenant.clone(), room, emit.row.name), emit);
+            return;
         }
+        emit.payload = recount(&emit.payload, count);
         self.send(tenant, seat, &emit);
+    }
+
+    /// Tells crowds the latest of what happened in them; a few times a second.
+    pub fn tell_crowds(&self) {
+        let crowds =
+            std::mem::take(&mut *self.crowds.lock().unwrap_or_else(PoisonError::into_inner));
+        for ((tenant, room, _), mut emit) in crowds {
+            let count = self.domain.presence.occupants(&tenant, &room);
+            emit.payload = recount(&emit.payload, count);
+            self.send(&tenant, None, &emit);
+        }
     }
 
     /// Delivers a durable event, or keeps it until those before it are there.

@@ -78,6 +78,7 @@ async fn tick(gateway: &Gateway) {
         for (tenant, effect) in session::tick(&gateway.domain) {
             gateway.fanout.deliver_system(&tenant, effect);
         }
+        gateway.fanout.tell_crowds();
     }
 }
 

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     error::refusal,
     time::Time,
-    tx::{ConnRef, SqlTx, on},
+    tx::{ConnRef, SqlTx, on, values},
 };
 
 macro_rules! exam_columns {
@@ -124,8 +124,7 @@ const ANSWER_VERSION: &str = "SELECT version FROM exam_answers
 const JOURNAL: &str = "SELECT seq, at, kind, actor, body, hash FROM exam_journal
     WHERE tenant_id = $1 AND session_id = $2 AND seq > $3 ORDER BY seq LIMIT $4";
 const APPEND: &str = "INSERT INTO exam_journal
-    (tenant_id, session_id, seq, at, kind, actor, body, hash)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    (tenant_id, session_id, seq, at, kind, actor, body, hash) VALUES";
 
 macro_rules! result_columns {
     ($before:literal, $after:literal) => {
@@ -764,12 +763,17 @@ impl ExamWrites for SqlTx {
         &mut self,
         tenant: &TenantId,
         attempt: &AttemptId,
-        row: &JournalRow,
+        rows: &[JournalRow],
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(APPEND)
-            .bind(tenant.as_str()).bind(attempt.as_str()).bind(row.seq).bind(Time(row.at))
-            .bind(&row.kind).bind(&row.actor).bind(&row.body).bind(&row.hash)
-            .execute(c).await.map(|_| ()))
+        let statement = sqlx::AssertSqlSafe(format!("{APPEND} {}", values(2, 6, rows.len())));
+        on!(self.conn(), c => {
+            let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(attempt.as_str());
+            for row in rows {
+                query = query.bind(row.seq).bind(Time(row.at)).bind(&row.kind).bind(&row.actor)
+                    .bind(&row.body).bind(&row.hash);
+            }
+            query.execute(c).await.map(|_| ())
+        })
         .map_err(refusal)
     }
 

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::{
     error::refusal,
     time::Time,
-    tx::{Held, on},
+    tx::{Held, on, values},
 };
 
 const RAISE: &str = "UPDATE lanes SET head = head + $2 WHERE tenant_id = $1 RETURNING head";
@@ -50,7 +50,7 @@ pub(crate) async fn publish(
             .map(|emit| serde_json::to_string(&emit.to))
             .collect::<Result<_, _>>()
             .map_err(|error| sqlx::Error::Encode(error.into()))?;
-        let statement = sqlx::AssertSqlSafe(insert(some.len()));
+        let statement = sqlx::AssertSqlSafe(format!("{INSERT} {}", values(2, 4, some.len())));
         on!(held.statement(), c => {
             let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(Time(now));
             for ((emit, address), position) in some.iter().zip(&addresses).zip(position + 1..) {
@@ -62,15 +62,6 @@ pub(crate) async fn publish(
         position += i64::try_from(some.len()).unwrap_or(i64::MAX);
     }
     Ok(Offset(head))
-}
-
-/// The statement for so many rows.
-fn insert(rows: usize) -> String {
-    let values = (0..rows).map(|row| {
-        let first = 3 + 4 * row;
-        format!("($1, $2, ${first}, ${}, ${}, ${})", first + 1, first + 2, first + 3)
-    });
-    format!("{INSERT} {}", values.collect::<Vec<_>>().join(", "))
 }
 
 pub(crate) async fn forget(

@@ -32,6 +32,19 @@ macro_rules! on {
 }
 pub(crate) use on;
 
+/// `($1, $2, $3, $4), ($1, $2, $5, $6)`: so many rows of which each begins with the same columns
+/// and goes on with its own. Each number of rows is a statement of its own to the database.
+pub(crate) fn values(common: usize, own: usize, rows: usize) -> String {
+    let place = |n: usize| format!("${n}");
+    let shared: Vec<String> = (1..=common).map(place).collect();
+    let row = |row: usize| {
+        let first = common + own * row + 1;
+        let all = shared.iter().cloned().chain((first..first + own).map(place));
+        format!("({})", all.collect::<Vec<_>>().join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+}
+
 /// A connection of either kind, taken from its pool.
 pub(crate) enum Conn {
     Sqlite(PoolConnection<Sqlite>),

@@ -186,7 +186,7 @@ impl ExamControl {
             }
             (Action::Pause | Action::Resume, _) => return Ok(false),
         };
-        journal(cx, &mut attempt, &entry).await?;
+        journal(cx, &mut attempt, &[&entry]).await?;
         cx.tx().await?.save_attempt(tenant, &attempt).await?;
         if let Some(reason) = reason {
             // The shipped frontend takes a new session from `exam-joined` and from nothing else.

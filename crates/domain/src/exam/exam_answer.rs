@@ -71,7 +71,7 @@ impl Handle for ExamAnswer {
         let is_new = tx.put_answer(tenant, &attempt.id, &mut answer).await?;
         if is_new {
             let saved = Entry::Answered { answers: vec![Saved::from(&answer)] };
-            journal(cx, &mut attempt, &saved).await?;
+            journal(cx, &mut attempt, &[&saved]).await?;
             attempt.last_activity = now;
             cx.tx().await?.save_attempt(tenant, &attempt).await?;
         }

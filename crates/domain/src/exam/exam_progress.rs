@@ -101,7 +101,7 @@ impl Handle for ExamProgress {
         }
         if !taken.is_empty() {
             let saved = Entry::Answered { answers: taken.iter().map(Saved::from).collect() };
-            journal(cx, &mut attempt, &saved).await?;
+            journal(cx, &mut attempt, &[&saved]).await?;
         }
         attempt.last_activity = now;
         cx.tx().await?.save_attempt(tenant, &attempt).await?;

@@ -43,7 +43,6 @@ pub(super) async fn finish(
     attempt.ended_by = Some(by);
     attempt.clock_rev += 1;
     let submitted = Entry::Submitted { by: by.as_str().to_owned(), completed_at: completed_at.0 };
-    journal(cx, &mut attempt, &submitted).await?;
     let marks = paper.mark(&values(&answers), &Awards::new());
     let graded = Entry::Graded {
         revision: 1,
@@ -52,7 +51,7 @@ pub(super) async fn finish(
         awards: Awards::new(),
         marks: marks.clone(),
     };
-    journal(cx, &mut attempt, &graded).await?;
+    journal(cx, &mut attempt, &[&submitted, &graded]).await?;
 
     let result = ExamResult {
         id: ResultId::new(app.ids.uuid()).map_err(Refusal::internal)?,

@@ -146,7 +146,7 @@ async fn begin(cx: &mut Cx<'_>, exam: &Exam, number: i64) -> Result<Attempt, Ref
         order: attempt.order.clone(),
         deadline_at: attempt.deadline_at.map(|at| at.0),
     };
-    journal(cx, &mut attempt, &started).await?;
+    journal(cx, &mut attempt, &[&started]).await?;
     cx.tx().await?.save_attempt(tenant, &attempt).await?;
     Ok(attempt)
 }

@@ -479,13 +479,17 @@ async fn own_attempt(cx: &mut Cx<'_>, exam: &ExamId) -> Result<Attempt, Refusal>
     found.ok_or(Refusal::NotFound)
 }
 
-/// Writes one entry to the attempt's journal. The attempt itself is saved by the caller.
-async fn journal(cx: &mut Cx<'_>, attempt: &mut Attempt, entry: &Entry) -> Result<(), Refusal> {
-    let (app, caller, now) = (cx.app, cx.caller, cx.now);
-    let row =
-        attempt.append(&app.exams.settings.journal_key, now, caller.user.as_str().trim(), entry);
+/// Writes entries to the attempt's journal. The attempt itself is saved by the caller.
+async fn journal(
+    cx: &mut Cx<'_>,
+    attempt: &mut Attempt,
+    entries: &[&Entry],
+) -> Result<(), Refusal> {
+    let (key, caller, now) = (&cx.app.exams.settings.journal_key, cx.caller, cx.now);
+    let actor = caller.user.as_str().trim();
+    let rows: Vec<_> = entries.iter().map(|entry| attempt.append(key, now, actor, entry)).collect();
     let id = attempt.id.clone();
-    cx.tx().await?.append_journal(&caller.tenant, &id, &row).await
+    cx.tx().await?.append_journal(&caller.tenant, &id, &rows).await
 }
 
 /// The answers as the attempt shows the questions: up to the last one answered.

@@ -133,7 +133,7 @@ async fn regrade(cx: &mut Cx<'_>, id: &ResultId) -> Result<(), Refusal> {
             awards: after.awards.clone(),
             marks: after.marks.clone(),
         };
-        journal(cx, &mut attempt, &graded).await?;
+        journal(cx, &mut attempt, &[&graded]).await?;
         after.journal_len = attempt.journal_len;
         after.journal_head.clone_from(&attempt.journal_head);
         cx.tx().await?.save_attempt(tenant, &attempt).await?;

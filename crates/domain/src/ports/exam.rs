@@ -145,7 +145,7 @@ pub trait ExamWrites: Send {
         &mut self,
         tenant: &TenantId,
         attempt: &AttemptId,
-        row: &JournalRow,
+        rows: &[JournalRow],
     ) -> Result<()>;
     async fn insert_result(&mut self, tenant: &TenantId, result: &ExamResult) -> Result<()>;
     /// Shows the exam's results from now on.

@@ -1,7 +1,7 @@
 // The server API as a school's backend sees it: keys, refusals, repeated requests, and what it
 // does to those who are connected.
 import assert from "node:assert/strict";
-import { API_KEY, DATABASES, Person, eventually, refused, story, token } from "./harness.mjs";
+import { API_KEY, DATABASES, Person, eventually, refused, silent, story, token } from "./harness.mjs";
 
 const PROBLEM = "application/problem+json";
 const ANA = { name: "Ana", role: "STUDENT" };

@@ -447,3 +447,15 @@ story("a snapshot of an old tab never undoes what another tab wrote", { on: DATA
   await stranger.asks("exam-progress", { ...EXAM, currentQuestion: 1, answers: [1, 1, 1] });
   assert.deepEqual((await joins(other)).session.answers, [2, 3, 1]);
 });
+
+story("in a crowd the latest count is told, not every coming and going", {}, async (world) => {
+  await provide(world);
+  const first = await world.person("first");
+  await joins(first);
+  const crowd = await Promise.all(Array.from({ length: 260 }, (_, n) => world.person(`s${n}`)));
+  await Promise.all(crowd.map((person) => joins(person)));
+  await first.hears("participant-joined-exam", (e) => e.participantCount === 261);
+  for (const person of crowd.slice(0, 100)) person.leaves();
+  await first.hears("participant-left-exam", (e) => e.participantCount === 161);
+  assert.ok(first.unheard("participant-joined-exam").length < 250);
+});
