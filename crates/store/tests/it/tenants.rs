@@ -188,7 +188,7 @@ async fn every_operation_with_foreign_ids_tells_nothing_and_changes_nothing() {
             ("putExam", json!({ "title": "t", "questions": [] })),
             ("putUser", json!({ "name": "n", "role": "STUDENT" })),
             ("controlExam", json!({ "action": "close" })),
-            ("listLeaderboard", json!({})),
+            ("notify", json!({ "tenant": true, "type": "t", "title": "t", "message": "m" })),
         ]);
         for row in OPERATIONS.iter().copied().flatten() {
             let mut payload = match bodies.get(row.name) {
@@ -198,6 +198,7 @@ async fn every_operation_with_foreign_ids_tells_nothing_and_changes_nothing() {
             for parameter in row.parameters() {
                 let kind = row.path.split('/').nth(2).unwrap();
                 let id = match (kind, parameter) {
+                    (_, "userId") => ids["userId"].clone(),
                     ("exams", _) => ids["examId"].clone(),
                     ("rooms", _) => ids["roomId"].clone(),
                     ("groups" | "study-groups", _) => ids["groupId"].clone(),
