@@ -188,7 +188,10 @@ async fn every_operation_with_foreign_ids_tells_nothing_and_changes_nothing() {
             ("putExam", json!({ "title": "t", "questions": [] })),
             ("putUser", json!({ "name": "n", "role": "STUDENT" })),
             ("controlExam", json!({ "action": "close" })),
-            ("listLeaderboard", json!({})),
+            (
+                "notify",
+                json!({ "users": [ids["userId"]], "type": "t", "title": "t", "message": "m" }),
+            ),
         ]);
         for row in OPERATIONS.iter().copied().flatten() {
             let mut payload = match bodies.get(row.name) {
