@@ -291,3 +291,34 @@ impl Lists<'_> {
         Ok(shown)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn starts(week: &str) -> [String; 2] {
+        [week.to_owned(), "2026-11-01".to_owned()]
+    }
+
+    #[test]
+    fn a_board_is_looked_at_when_it_may_have_changed_and_its_time_has_come() {
+        let (boards, tenant) = (Boards::default(), TenantId::new("t").unwrap());
+        let monthly = Board { period: Period::Monthly, ..Board::common() };
+        let began = Instant::now();
+        let due = |revision, week: &str, after| {
+            boards.due(&tenant, revision, starts(week), began + Duration::from_millis(after))
+        };
+        boards.looked(&tenant, monthly.clone(), 7);
+        assert_eq!(due(0, "2026-11-16", 0), [None, Some(monthly.clone())]);
+        assert!(due(0, "2026-11-16", 500).is_empty(), "nothing has changed");
+        // Shown is noted with the time at which it was.
+        assert!(boards.has_changed(&tenant, Some(&monthly), 8));
+        assert!(boards.has_changed(&tenant, None, 8));
+        assert!(!boards.has_changed(&tenant, None, 8), "the list is the same");
+        assert!(due(1, "2026-11-16", 0).is_empty(), "too soon for either");
+        assert_eq!(due(1, "2026-11-16", 2_000), [Some(monthly.clone())]);
+        assert_eq!(due(1, "2026-11-16", 40_000), [None]);
+        // The week rolls over by itself.
+        assert_eq!(due(1, "2026-11-23", 80_000), [None, Some(monthly)]);
+    }
+}
