@@ -1,5 +1,7 @@
-//! Load for a Carillon server: chat fan-out, counted and timed at the receiving end.
+//! Load for a Carillon server: chat fan-out, counted and timed at the receiving end; exams and
+//! boards, timed at the asking end.
 
+mod asking;
 mod client;
 mod member;
 mod process;
@@ -12,10 +14,12 @@ use std::{fs::File, io::BufWriter, path::PathBuf, process::ExitCode, time::Durat
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use serde::Serialize;
 use tokio::runtime::Builder;
 use url::Url;
 
 use crate::{
+    asking::Asking,
     client::Target,
     member::Pace,
     process::Process,
@@ -28,11 +32,14 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
+    /// Something else than chat.
+    #[command(subcommand)]
+    asking: Option<Asking>,
     /// The server, as a frontend names it.
-    #[arg(long, default_value = "http://127.0.0.1:3001")]
+    #[arg(long, global = true, default_value = "http://127.0.0.1:3001")]
     url: Url,
     /// The HS256 secret that the server verifies tokens with.
-    #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
+    #[arg(long, global = true, env = "JWT_SECRET", hide_env_values = true, default_value = "")]
     secret: String,
     /// Rooms.
     #[arg(long, default_value_t = 1)]
@@ -51,19 +58,19 @@ struct Cli {
     #[arg(long)]
     rate: Option<f64>,
     /// How long is measured.
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, default_value = "10s", value_parser = humantime::parse_duration)]
     duration: Duration,
     /// How long before that is not.
-    #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, default_value = "2s", value_parser = humantime::parse_duration)]
     warmup: Duration,
     /// Threads of the generator. Give it a core of its own rather than more threads.
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// Reads CPU time and memory of this process.
-    #[arg(long, value_name = "PID")]
+    #[arg(long, global = true, value_name = "PID")]
     server_pid: Option<u32>,
     /// Writes the report there, too.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
@@ -105,7 +112,23 @@ impl Cli {
         runtime.block_on(scenario.run())
     }
 
-    fn write(&self, report: &Report) -> anyhow::Result<()> {
+    /// `false` when anything was refused.
+    fn ask(&self, asking: &Asking) -> anyhow::Result<bool> {
+        let scenario = asking::Scenario {
+            target: Target::new(&self.url)?,
+            secret: self.secret.clone(),
+            warmup: self.warmup,
+            duration: self.duration,
+            server: self.server_pid.map(Process::of_id),
+        };
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let report = runtime.block_on(scenario.run(asking))?;
+        print!("\n{report}");
+        self.write(&report)?;
+        Ok(report.refused.is_empty())
+    }
+
+    fn write(&self, report: &impl Serialize) -> anyhow::Result<()> {
         let Some(path) = &self.json else { return Ok(()) };
         let file =
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -116,6 +139,10 @@ impl Cli {
 /// Fails when a delivery is missing, comes twice or out of order, and when anything was refused.
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
+    ensure!(!cli.secret.is_empty(), "--secret or JWT_SECRET: what the server verifies tokens with");
+    if let Some(asking) = &cli.asking {
+        return Ok(if cli.ask(asking)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let report = cli.run()?;
     print!("\n{report}");
     cli.write(&report)?;

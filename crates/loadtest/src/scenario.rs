@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Handshakes under way at a time: a school arriving, not an attack.
-const ARRIVING: usize = 64;
+pub const ARRIVING: usize = 64;
 /// All is quiet when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(300);
 /// The longest wait for quiet, and for answers and deliveries that do not come.
@@ -160,7 +160,7 @@ impl Scenario {
         seat: usize,
     ) -> anyhow::Result<Member> {
         let Settings { rooms, publishers, pace, .. } = self.settings;
-        let token = self.token(&format!("{name}-{room}-{seat}"))?;
+        let token = token(&self.secret, &format!("{name}-{room}-{seat}"))?;
         let room_id = RoomId::new(format!("{name}-{room}"))?;
         let publisher = (seat < publishers).then(|| {
             let (turn, of) = (seat * rooms + room, publishers * rooms);
@@ -168,14 +168,6 @@ impl Scenario {
         });
         let client = Client::connect(&self.target, &token).await?;
         Member::enter(client, run.clone(), room_id, publishers, publisher).await
-    }
-
-    fn token(&self, user: &str) -> anyhow::Result<String> {
-        let iat = jiff::Timestamp::now().as_second();
-        let exp = iat + TOKEN_SECONDS;
-        let claims = Claims { user_id: user, name: user, role: Role::Student, iat, exp };
-        let key = EncodingKey::from_secret(self.secret.as_bytes());
-        Ok(encode(&Header::default(), &claims, &key)?)
     }
 
     /// A line a second until then.
@@ -232,6 +224,15 @@ impl Scenario {
             sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// A student's token, signed as the school's backend does.
+pub fn token(secret: &str, user: &str) -> anyhow::Result<String> {
+    let iat = jiff::Timestamp::now().as_second();
+    let exp = iat + TOKEN_SECONDS;
+    let claims = Claims { user_id: user, name: user, role: Role::Student, iat, exp };
+    let key = EncodingKey::from_secret(secret.as_bytes());
+    Ok(encode(&Header::default(), &claims, &key)?)
 }
 
 /// Waits until those who came in last are known to everybody.
