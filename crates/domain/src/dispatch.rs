@@ -121,6 +121,8 @@ pub enum Effect {
     Leave(RoomId),
     /// The caller's socket is in the room from now on; of what was before it misses nothing.
     Enter(RoomId),
+    /// As `Enter`, without counting: staff who look on are nobody's participants.
+    Watch(RoomId),
     /// The caller's socket hears a room its user is a member of, from now on, unless that has ended
     /// meanwhile.
     Hear(RoomId),

@@ -141,6 +141,9 @@ impl Fanout {
                 Effect::Join { room, after } => self.join(seat, &room, after).await,
                 Effect::Leave(room) => self.leave(seat, &room),
                 Effect::Enter(room) => self.subscribe(seat, &room),
+                Effect::Watch(room) => {
+                    self.listen(seat, &room);
+                }
                 Effect::Hear(room) => self.hear(seat, &room),
                 Effect::Look { board, seen } => self.look(seat, board, seen),
                 other => self.deliver_system(tenant, other),
@@ -170,6 +173,7 @@ impl Fanout {
             Effect::Join { .. }
             | Effect::Leave(_)
             | Effect::Enter(_)
+            | Effect::Watch(_)
             | Effect::Hear(_)
             | Effect::Look { .. } => {}
         }
@@ -427,12 +431,16 @@ impl Fanout {
     }
 
     fn subscribe(&self, seat: &Seat, room: &RoomId) {
-        let Some(socket) = seat.socket.upgrade() else { return };
-        let is_new = seat.caller.joined.insert(room.clone());
-        socket.join(chat_room(&seat.caller.tenant, room));
-        if is_new {
+        if self.listen(seat, room) {
             self.domain.presence.joined(&seat.caller, room);
         }
+    }
+
+    /// Lets the socket into the room; true when it was not in it.
+    fn listen(&self, seat: &Seat, room: &RoomId) -> bool {
+        let Some(socket) = seat.socket.upgrade() else { return false };
+        let is_new = seat.caller.joined.insert(room.clone());
+        socket.join(chat_room(&seat.caller.tenant, room));
         // A socket that was removed meanwhile would stay in the room for ever. The namespace is
         // asked: one whose client was faster than the engine's own note that it is connected has
         // all the more use for its rooms.
@@ -440,6 +448,7 @@ impl Fanout {
         if !is_there {
             socket.leave_all();
         }
+        is_new
     }
 
     /// The socket looks at this board and at no other.

@@ -92,7 +92,7 @@ impl Default for Metrics {
         );
         registry.register(
             "exam_attempts_set_aside",
-            "Attempts that could not be made final: look into each",
+            "Attempts that could not be made final, and results neither released nor regraded",
             metrics.set_aside.clone(),
         );
         registry.register("connections", "Engine connections", metrics.connections.clone());

@@ -81,15 +81,11 @@ async fn attempt(cx: &mut Cx<'_>, exam: &Exam, part: Part) -> Result<Option<Atte
         }
         Ok(())
     });
-    let is_looking_on = part.is_staff && (!part.is_participant || newest.is_none());
     match (may_begin, newest) {
-        (Ok(()), _) if !is_looking_on || part.is_participant => {
-            begin(cx, exam, number).await.map(Some)
-        }
+        (Ok(()), _) if part.is_participant => begin(cx, exam, number).await.map(Some),
         (_, Some(completed)) => Ok(Some(completed)),
-        (Err(_), None) if part.is_staff => Ok(None),
-        (Ok(()), None) => Ok(None),
-        (Err(refusal), None) => Err(refusal),
+        (_, None) if part.is_staff => Ok(None),
+        (may_begin, None) => Err(may_begin.err().unwrap_or(Refusal::NotFound)),
     }
 }
 
@@ -165,14 +161,16 @@ async fn show(cx: &mut Cx<'_>, exam: &Exam, attempt: Option<&Attempt>) -> Result
         None => None,
     };
     let room = room(&exam.id);
-    let is_over = attempt.is_some_and(|attempt| attempt.status == AttemptStatus::Completed);
+    let sits = attempt.is_some_and(|attempt| attempt.status != AttemptStatus::Completed);
     let seen = cx.app.presence.sockets_of(&caller.tenant, &caller.user, &room);
-    if !is_over {
+    if sits {
         cx.record(Effect::Enter(room.clone()));
+    } else if attempt.is_none() {
+        cx.record(Effect::Watch(room.clone()));
     }
     let joined = joined(cx.app, caller, exam, view.as_ref(), true, cx.now);
     cx.send_counting(ToStudent::Caller, &joined, room.clone())?;
-    if !is_over && seen.in_room == 0 {
+    if sits && seen.in_room == 0 {
         let event = ParticipantJoinedExam {
             exam_id: exam.id.clone(),
             user_id: caller.user.clone(),

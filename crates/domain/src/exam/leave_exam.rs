@@ -47,15 +47,16 @@ impl Handle for LeaveExam {
         let tx = cx.tx().await?;
         let running = tx.lock_newest_attempt(tenant, &exam_id, user).await?;
         let running = running.filter(|of| of.status != AttemptStatus::Completed);
-        let is_last = app.presence.sockets_of(tenant, user, &room).in_room <= 1;
-        if let Some(mut attempt) = running.filter(|_| is_last) {
+        let in_room = app.presence.sockets_of(tenant, user, &room).in_room;
+        if let Some(mut attempt) = running.filter(|_| in_room <= 1) {
             // Who has left is not brought back after a reconnect.
             attempt.left_at = Some(now);
             tx.save_attempt(tenant, &attempt).await?;
         }
         if caller.joined.contains(&room) {
             cx.leave(room.clone());
-            if is_last {
+            // Staff who look on are in it without being counted.
+            if in_room == 1 {
                 cx.send_counting(
                     ToOthers(room.clone(), user.clone()),
                     &participant_left(caller, &exam_id),

@@ -465,7 +465,8 @@ async fn exam_for(
         Role::Mentor | Role::Proctor => exam.by_any_staff || listed.is_staff,
         Role::Reviewer | Role::Student => listed.is_staff,
     };
-    let is_participant = exam.for_everyone || listed.is_participant;
+    // Listed staff look on, unless they are listed as participants, too.
+    let is_participant = listed.is_participant || (exam.for_everyone && !listed.is_staff);
     if !is_staff && !is_participant {
         return Err(Refusal::NotFound);
     }

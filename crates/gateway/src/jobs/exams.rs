@@ -1,11 +1,11 @@
 //! Deadlines, and results that wait for release or regrading.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use carillon_domain::{
     Refusal, TenantId,
     exam::{finish, results},
-    ids::AttemptId,
+    ids::{AttemptId, ResultId},
 };
 use futures_util::future::join_all;
 
@@ -74,20 +74,52 @@ async fn finish_attempt(
     }
 }
 
-/// Releases and regrades results that wait for it.
+/// Releases and regrades results that wait for it, a batch at a time.
 pub(super) async fn carry_out_results(gateway: &Gateway) {
     let mut was_away = false;
+    // What could not be done is not tried again before a restart, and does not hold up the rest.
+    let mut set_aside = HashSet::new();
     let mut ticks = every(RESULTS);
     loop {
         ticks.tick().await;
-        let result = async {
-            for (tenant, of, due) in results::due(&gateway.domain, AT_ONCE).await? {
-                for effect in results::carry_out(&gateway.domain, &tenant, &of, due).await? {
-                    gateway.fanout.deliver_system(&tenant, effect);
+        let result = carry_out(gateway, &mut set_aside).await;
+        was_away = report("the release of results", result, was_away);
+    }
+}
+
+async fn carry_out(
+    gateway: &Gateway,
+    set_aside: &mut HashSet<(TenantId, ResultId)>,
+) -> Result<(), Refusal> {
+    let limit = AT_ONCE.saturating_add(u32::try_from(set_aside.len()).unwrap_or(u32::MAX));
+    loop {
+        let mut due = results::due(&gateway.domain, limit).await?;
+        due.retain(|(tenant, of, _)| !set_aside.contains(&(tenant.clone(), of.clone())));
+        if due.is_empty() {
+            return Ok(());
+        }
+        let tasks = due
+            .iter()
+            .map(|(tenant, of, due)| results::carry_out(&gateway.domain, tenant, of, *due));
+        for ((tenant, of, _), done) in due.iter().zip(join_all(tasks).await) {
+            match done {
+                Ok(effects) => {
+                    for effect in effects {
+                        gateway.fanout.deliver_system(tenant, effect);
+                    }
+                }
+                Err(refusal) if refusal.retry_after().is_some() => return Err(refusal),
+                Err(refusal) => {
+                    tracing::error!(
+                        tenant.id = %tenant,
+                        result.id = %of,
+                        error = &refusal as &dyn std::error::Error,
+                        "the result {of} can be neither released nor regraded and is set aside"
+                    );
+                    gateway.metrics.set_aside();
+                    set_aside.insert((tenant.clone(), of.clone()));
                 }
             }
-            Ok(())
-        };
-        was_away = report("the release of results", result.await, was_away);
+        }
     }
 }

@@ -340,6 +340,17 @@ story("who is not listed, or another tenant's, finds no exam", {}, async (world)
   refused(await eve.asks("join-exam", { examId: "tomorrow" }), "ATTEMPT_CLOSED", "Failed to join exam");
 });
 
+story("listed staff look on, without an attempt of their own", {}, async (world) => {
+  await provide(world, { staff: ["mia"] });
+  const mia = await world.person("mia", { claims: { role: "MENTOR" } });
+  assert.equal((await joins(mia)).session, null);
+  const ana = await world.person("ana");
+  await joins(ana);
+  const { userId, participantCount } = await mia.hears("participant-joined-exam");
+  assert.deepEqual([userId, participantCount], ["ana", 1]);
+  assert.equal((await world.api("GET", "/v1/exams/anatomy/attempts")).body.items.length, 1);
+});
+
 story("a paper with a fault is refused, and the fault named", {}, async (world) => {
   const faulty = async (changes) => {
     const { status, body } = await world.api("POST", "/v1/exams", { title: "x", questions: paper(1), ...changes });

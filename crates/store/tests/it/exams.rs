@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 
 use crate::world::{World, caller, exam_settings, reply, tenant};
 
-fn exam_id() -> ExamId {
+pub fn exam_id() -> ExamId {
     ExamId::new("anatomy").unwrap()
 }
 
@@ -40,7 +40,7 @@ fn paper() -> Value {
     (0..10).map(question).collect()
 }
 
-async fn provide(world: &World, changes: Value) {
+pub async fn provide(world: &World, changes: Value) {
     let mut input = json!({ "title": "Anatomy", "durationMinutes": 10, "questions": paper() });
     for (key, value) in changes.as_object().unwrap() {
         input[key] = value.clone();
@@ -56,7 +56,12 @@ async fn join(world: &World, who: &Caller) -> Result<Done, Refusal> {
     world.ask(who, &JoinExam { exam_id: exam_id() }).await
 }
 
-async fn answer(world: &World, who: &Caller, at: usize, answer: Value) -> Result<Value, Refusal> {
+pub async fn answer(
+    world: &World,
+    who: &Caller,
+    at: usize,
+    answer: Value,
+) -> Result<Value, Refusal> {
     let command = ExamAnswer { exam_id: exam_id(), question_index: at, answer };
     world.ask(who, &command).await.map(|done| reply(&done))
 }
@@ -71,11 +76,15 @@ async fn snapshot(world: &World, who: &Caller, answers: Value) -> Result<Value, 
     world.ask(who, &command).await.map(|done| reply(&done))
 }
 
-async fn complete(world: &World, who: &Caller) -> Result<Done, Refusal> {
+pub async fn complete(world: &World, who: &Caller) -> Result<Done, Refusal> {
     world.ask(who, &ExamComplete { exam_id: exam_id() }).await
 }
 
-async fn control(world: &World, action: Action, seconds: Option<i64>) -> Result<Value, Refusal> {
+pub async fn control(
+    world: &World,
+    action: Action,
+    seconds: Option<i64>,
+) -> Result<Value, Refusal> {
     let staff = Caller { role: Role::ProgramAdmin, ..caller("t", "admin") };
     let command = ExamControl { exam_id: exam_id(), action, user_ids: None, seconds };
     world.ask(&staff, &command).await.map(|done| reply(&done))
@@ -93,13 +102,13 @@ fn events(effects: &[Effect], name: &str) -> Vec<Value> {
     of_name.map(|payload| serde_json::from_str(payload).unwrap()).collect()
 }
 
-async fn session(world: &World, who: &Caller) -> Value {
+pub async fn session(world: &World, who: &Caller) -> Value {
     let done = join(world, who).await.unwrap();
     event(&done, "exam-joined").unwrap()["session"].clone()
 }
 
 /// Makes everything final that is due, as the job does; returns what was told.
-async fn finish_all(world: &World) -> Vec<Effect> {
+pub async fn finish_all(world: &World) -> Vec<Effect> {
     let mut told = Vec::new();
     loop {
         let due = finish::due(&world.app, 64).await.unwrap();
@@ -113,7 +122,7 @@ async fn finish_all(world: &World) -> Vec<Effect> {
     }
 }
 
-async fn findings(world: &World) -> Vec<String> {
+pub async fn findings(world: &World) -> Vec<String> {
     let mut reads = world.store.read().await.unwrap();
     let key = exam_settings().journal_key;
     verify(reads.as_mut(), &key, &tenant("t"), &exam_id()).await.unwrap().findings

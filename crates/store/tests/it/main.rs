@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
+mod attempts;
 mod conformance;
 mod exams;
 mod groups;
