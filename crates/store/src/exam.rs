@@ -54,8 +54,11 @@ const INSERT_PAPER: &str = "INSERT INTO exam_papers
 const PART: &str = "SELECT user_id, part FROM exam_people
     WHERE tenant_id = $1 AND exam_id = $2 AND user_id = COALESCE($3, user_id) ORDER BY user_id";
 const FORGET_PEOPLE: &str = "DELETE FROM exam_people WHERE tenant_id = $1 AND exam_id = $2";
-const LIST_PERSON: &str = "INSERT INTO exam_people (tenant_id, exam_id, user_id, part)
-    VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+const FORGET_PERSON: &str = "DELETE FROM exam_people
+    WHERE tenant_id = $1 AND exam_id = $2 AND user_id = $3";
+const LIST: &str = "INSERT INTO exam_people (tenant_id, exam_id, user_id, part) VALUES";
+/// People listed in one statement.
+const ROWS: usize = 500;
 
 macro_rules! attempt_columns {
     ($before:literal, $after:expr) => {
@@ -351,6 +354,12 @@ impl ResultRow {
     }
 }
 
+/// The rows that list somebody.
+fn parts(part: Part) -> impl Iterator<Item = &'static str> {
+    let parts = [(part.is_participant, "participant"), (part.is_staff, "staff")];
+    parts.into_iter().filter(|(is_listed, _)| *is_listed).map(|(_, name)| name)
+}
+
 /// Rows of a tenant's id and one of its objects'.
 fn pairs<T>(
     rows: Vec<(String, String)>,
@@ -372,6 +381,24 @@ impl SqlTx {
         } else {
             statement.to_owned()
         })
+    }
+
+    async fn list_people(
+        &mut self,
+        tenant: &TenantId,
+        exam: &ExamId,
+        listed: &[(&UserId, &str)],
+    ) -> Result<(), Refusal> {
+        let rows = values(2, 2, listed.len());
+        let statement = sqlx::AssertSqlSafe(format!("{LIST} {rows} ON CONFLICT DO NOTHING"));
+        on!(self.conn(), c => {
+            let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(exam.as_str());
+            for (user, part) in listed {
+                query = query.bind(user.as_str()).bind(*part);
+            }
+            query.execute(c).await.map(|_| ())
+        })
+        .map_err(refusal)
     }
 
     async fn people(
@@ -651,16 +678,32 @@ impl ExamWrites for SqlTx {
         on!(self.conn(), c => sqlx::query(FORGET_PEOPLE)
             .bind(tenant.as_str()).bind(exam.as_str()).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        for (user, part) in people {
-            let parts = [(part.is_participant, "participant"), (part.is_staff, "staff")];
-            for (_, part) in parts.into_iter().filter(|(is_listed, _)| *is_listed) {
-                on!(self.conn(), c => sqlx::query(LIST_PERSON)
-                    .bind(tenant.as_str()).bind(exam.as_str()).bind(user.as_str()).bind(part)
-                    .execute(c).await.map(|_| ()))
-                .map_err(refusal)?;
-            }
+        let listed: Vec<(&UserId, &str)> = people
+            .iter()
+            .flat_map(|(user, part)| parts(*part).map(move |part| (user, part)))
+            .collect();
+        for some in listed.chunks(ROWS) {
+            self.list_people(tenant, exam, some).await?;
         }
         Ok(())
+    }
+
+    async fn set_exam_part(
+        &mut self,
+        tenant: &TenantId,
+        exam: &ExamId,
+        user: &UserId,
+        part: Part,
+    ) -> Result<(), Refusal> {
+        on!(self.conn(), c => sqlx::query(FORGET_PERSON)
+            .bind(tenant.as_str()).bind(exam.as_str()).bind(user.as_str())
+            .execute(c).await.map(|_| ()))
+        .map_err(refusal)?;
+        let listed: Vec<(&UserId, &str)> = parts(part).map(|part| (user, part)).collect();
+        if listed.is_empty() {
+            return Ok(());
+        }
+        self.list_people(tenant, exam, &listed).await
     }
 
     async fn insert_attempt(

@@ -27,6 +27,8 @@ pub const OPERATIONS: &[OperationRow] = &[
     operation::<PutExam>(),
     operation::<GetExam>(),
     operation::<ListExams>(),
+    operation::<AssignExam>(),
+    operation::<UnassignExam>(),
     operation::<ControlExam>(),
     operation::<ReleaseExam>(),
     operation::<RegradeExam>(),
@@ -245,6 +247,76 @@ fn after<T>(
     let [text] = cursor.keys()?;
     let unknown = |_| Refusal::Invalid("cursor: not one that was given out".into());
     id(text).map(Some).map_err(unknown)
+}
+
+/// Who may sit the exam, one by one.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Assigned {
+    pub exam_id: ExamId,
+    pub user_id: UserId,
+    pub is_participant: bool,
+}
+
+/// Lists a user as a participant, or no longer.
+async fn assign(
+    cx: &mut Cx<'_>,
+    exam: &ExamId,
+    user: UserId,
+    is_participant: bool,
+) -> Result<Assigned, Refusal> {
+    let tenant = &cx.caller.tenant;
+    let tx = cx.tx().await?;
+    let exam = found(tx, tenant, exam).await?;
+    if exam.for_everyone {
+        return Err(Refusal::Conflict("the exam is for everyone: it has no participants".into()));
+    }
+    let listed = tx.part_in_exam(tenant, &exam.id, &user).await?;
+    let part = Part { is_participant, ..listed };
+    tx.set_exam_part(tenant, &exam.id, &user, part).await?;
+    let details = json!({ "userId": user, "isParticipant": is_participant });
+    cx.audit("exam.assign", exam.id.as_str(), &details).await?;
+    Ok(Assigned { exam_id: exam.id, user_id: user, is_participant })
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AssignExam {
+    pub id: ExamId,
+    pub user_id: UserId,
+}
+
+impl Operation for AssignExam {
+    type Reply = Assigned;
+    const NAME: &'static str = "assignExam";
+    const METHOD: Method = Method::Put;
+    const PATH: &'static str = "/v1/exams/{id}/participants/{userId}";
+    const RIGHT: Right = Right::WriteExams;
+    const SUMMARY: &'static str = "Lets a user sit an exam that has a list of participants";
+
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<Assigned, Refusal> {
+        assign(cx, &self.id, self.user_id, true).await
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UnassignExam {
+    pub id: ExamId,
+    pub user_id: UserId,
+}
+
+impl Operation for UnassignExam {
+    type Reply = Assigned;
+    const NAME: &'static str = "unassignExam";
+    const METHOD: Method = Method::Delete;
+    const PATH: &'static str = "/v1/exams/{id}/participants/{userId}";
+    const RIGHT: Right = Right::WriteExams;
+    const SUMMARY: &'static str = "Takes a user off the list; an attempt they have begun goes on";
+
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<Assigned, Refusal> {
+        assign(cx, &self.id, self.user_id, false).await
+    }
 }
 
 /// What staff do to running attempts.

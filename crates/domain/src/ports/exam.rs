@@ -113,6 +113,14 @@ pub trait ExamWrites: Send {
         exam: &ExamId,
         people: &[(UserId, Part)],
     ) -> Result<()>;
+    /// Lists one user anew.
+    async fn set_exam_part(
+        &mut self,
+        tenant: &TenantId,
+        exam: &ExamId,
+        user: &UserId,
+        part: Part,
+    ) -> Result<()>;
     /// False when the user has an attempt of that number already.
     async fn insert_attempt(&mut self, tenant: &TenantId, attempt: &Attempt) -> Result<bool>;
     /// The user's newest attempt, which nobody else changes until the transaction ends.

@@ -335,6 +335,8 @@ story("who is not listed, or another tenant's, finds no exam", {}, async (world)
   await joins(ana);
   refused(await eve.asks("join-exam", EXAM), "NOT_FOUND", "Exam not found");
   refused(await eve.asks("exam-control", { ...EXAM, action: "close" }), "NOT_FOUND", "Exam not found");
+  assert.equal((await world.api("PUT", "/v1/exams/anatomy/participants/eve")).body.isParticipant, true);
+  assert.equal((await joins(eve)).session.status, "IN_PROGRESS");
   refused(await eve.asks("join-room", { roomId: "exam:anatomy" }), "FORBIDDEN", "Failed to join room");
   await provide(world, { opensAt: new Date(Date.now() + 60_000).toISOString() }, "tomorrow");
   refused(await eve.asks("join-exam", { examId: "tomorrow" }), "ATTEMPT_CLOSED", "Failed to join exam");
