@@ -71,7 +71,7 @@ pub struct Node {
     drain_notice: Duration,
 }
 
-struct SystemClock;
+pub struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         Timestamp(jiff::Timestamp::now().as_millisecond())

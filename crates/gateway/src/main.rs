@@ -12,6 +12,7 @@ mod fanout;
 mod gateway;
 mod generate;
 mod http;
+mod import;
 mod inbox;
 mod jobs;
 mod limits;
@@ -55,6 +56,7 @@ enum Command {
         #[command(subcommand)]
         request: apikey::Request,
     },
+    Import(import::Request),
     /// What can be asked of an exam from here.
     Exam {
         #[command(subcommand)]
@@ -132,6 +134,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Apikey { request } => request.run().await,
+        Command::Import(request) => request.run().await,
         Command::Exam { request } => request.run().await,
         Command::Generate { check } => generate::run(check),
         Command::Config { command: ConfigCommand::Show(with) } => {

@@ -7,6 +7,7 @@ mod api;
 mod chat;
 mod error;
 mod exam;
+pub mod import;
 mod lane;
 mod leaderboard;
 mod notification;

@@ -39,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const POSTGRES_CONNECTIONS: u32 = 16;
 const SQLITE_READERS: u32 = 4;
 
+const VERSION: &str = "SELECT max(version) FROM _sqlx_migrations WHERE success";
+
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -51,6 +53,8 @@ pub enum OpenError {
          Set it to {2} in postgresql.conf or for this role"
     )]
     NotDurable(&'static str, String, &'static str),
+    #[error("the database is not up to date; `carillon migrate` brings it there")]
+    Outdated,
     #[error("{0}")]
     Io(#[from] std::io::Error),
     #[error(transparent)]
@@ -95,6 +99,35 @@ impl SqlStore {
         Ok(Self { backend, tasks, stop })
     }
 
+    /// Opens a database to look into it, without making or changing anything; `None` when there is
+    /// nothing yet.
+    pub async fn look_into(url: &str) -> Result<Option<Self>, OpenError> {
+        if url.starts_with("sqlite:")
+            && !SqliteConnectOptions::from_str(url)?.get_filename().exists()
+        {
+            return Ok(None);
+        }
+        let store = Self::open(url, Opener::Tool).await?;
+        let (version, newest): (Result<Option<i64>, _>, _) = match &store.backend {
+            Backend::Sqlite { readers, .. } => {
+                let version = sqlx::query_scalar(VERSION).fetch_one(readers).await;
+                (version, SQLITE_MIGRATIONS.iter().map(|of| of.version).max())
+            }
+            Backend::Postgres { pool, .. } => {
+                let version = sqlx::query_scalar(VERSION).fetch_one(pool).await;
+                (version, POSTGRES_MIGRATIONS.iter().map(|of| of.version).max())
+            }
+        };
+        match version {
+            Ok(version) if version == newest => return Ok(Some(store)),
+            Ok(Some(_)) => return Err(OpenError::Outdated),
+            Ok(None) | Err(sqlx::Error::Database(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        store.close().await;
+        Ok(None)
+    }
+
     /// Brings the schema up to date.
     pub async fn migrate(&self) -> Result<(), OpenError> {
         match &self.backend {
@@ -126,6 +159,32 @@ impl SqlStore {
         }
     }
 
+    pub(crate) async fn transaction(
+        &self,
+        tenant: &TenantId,
+        scope: Scope,
+    ) -> Result<SqlTx, Refusal> {
+        match (&self.backend, scope) {
+            (Backend::Postgres { pool, .. }, Scope::Rows) => {
+                let conn = pool.acquire().await.map_err(refusal)?;
+                let mut held = Held::from(Conn::Postgres(conn));
+                held.begin("BEGIN").await.map_err(refusal)?;
+                Ok(SqlTx::Held(held))
+            }
+            (Backend::Postgres { .. }, Scope::Lane) | (Backend::Sqlite { .. }, _) => {
+                Ok(SqlTx::Loan(self.lane(tenant).borrow().await?))
+            }
+        }
+    }
+
+    pub(crate) async fn reader(&self) -> Result<SqlTx, Refusal> {
+        let conn = match &self.backend {
+            Backend::Sqlite { readers, .. } => readers.acquire().await.map(Conn::Sqlite),
+            Backend::Postgres { pool, .. } => pool.acquire().await.map(Conn::Postgres),
+        };
+        Ok(SqlTx::Held(conn.map_err(refusal)?.into()))
+    }
+
     fn lane(&self, tenant: &TenantId) -> Lane {
         match &self.backend {
             Backend::Sqlite { writer, .. } => writer.clone(),
@@ -147,26 +206,11 @@ impl SqlStore {
 #[async_trait]
 impl Store for SqlStore {
     async fn begin(&self, tenant: &TenantId, scope: Scope) -> Result<Box<dyn Tx>, Refusal> {
-        let tx = match (&self.backend, scope) {
-            (Backend::Postgres { pool, .. }, Scope::Rows) => {
-                let conn = pool.acquire().await.map_err(refusal)?;
-                let mut held = Held::from(Conn::Postgres(conn));
-                held.begin("BEGIN").await.map_err(refusal)?;
-                SqlTx::Held(held)
-            }
-            (Backend::Postgres { .. }, Scope::Lane) | (Backend::Sqlite { .. }, _) => {
-                SqlTx::Loan(self.lane(tenant).borrow().await?)
-            }
-        };
-        Ok(Box::new(tx))
+        Ok(Box::new(self.transaction(tenant, scope).await?))
     }
 
     async fn read(&self) -> Result<Box<dyn Reads>, Refusal> {
-        let conn = match &self.backend {
-            Backend::Sqlite { readers, .. } => readers.acquire().await.map(Conn::Sqlite),
-            Backend::Postgres { pool, .. } => pool.acquire().await.map(Conn::Postgres),
-        };
-        Ok(Box::new(SqlTx::Held(conn.map_err(refusal)?.into())))
+        Ok(Box::new(self.reader().await?))
     }
 
     async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {

@@ -236,7 +236,13 @@ impl RoomId {
         }
     }
 
-    fn kind(&self) -> RoomKind {
+    /// Whether no chat may have this id: rooms of users and of exams are something else.
+    pub fn is_reserved(&self) -> bool {
+        matches!(self.door(), Door::Reserved)
+    }
+
+    /// What a room of this id is for.
+    pub fn kind(&self) -> RoomKind {
         match self.door() {
             Door::Mentor(_) => RoomKind::Mentor,
             Door::MembersOnly => RoomKind::StudyGroup,

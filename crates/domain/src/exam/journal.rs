@@ -120,7 +120,7 @@ impl JournalRow {
 
 impl Attempt {
     /// The next row of this attempt's journal; the attempt holds its head from then on.
-    pub(super) fn append(
+    pub fn append(
         &mut self,
         key: &JournalKey,
         at: Timestamp,

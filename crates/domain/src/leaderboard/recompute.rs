@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -12,7 +13,7 @@ use crate::{
     contract::Scope,
     dispatch::{App, Cx},
     ids::{TenantId, Timestamp, UserId},
-    ports::Tx,
+    ports::{Clock, Store, Tx},
     refusal::Refusal,
 };
 
@@ -41,25 +42,38 @@ pub async fn recompute(
     after: Option<UserId>,
     patience: Option<Duration>,
 ) -> Result<Recomputed, Refusal> {
-    let until = patience.map(|patience| app.clock.now().after(patience));
+    let zone = app.leaderboard.zone(tenant);
+    fold_again(app.store.as_ref(), app.clock.as_ref(), zone, tenant, after, patience).await
+}
+
+/// As [`recompute`], beside a running server.
+pub async fn fold_again(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    zone: &TimeZone,
+    tenant: &TenantId,
+    after: Option<UserId>,
+    patience: Option<Duration>,
+) -> Result<Recomputed, Refusal> {
+    let until = patience.map(|patience| clock.now().after(patience));
     let mut done = Recomputed { rest_after: after, ..Recomputed::default() };
     loop {
-        let mut tx = app.store.begin(tenant, Scope::Lane).await?;
+        let mut tx = store.begin(tenant, Scope::Lane).await?;
         let after = done.rest_after.as_ref().map_or("", UserId::as_str);
         let users = tx.users_of_boards(tenant, after, CHUNK).await?;
         let Some(last) = users.last() else { break };
         let results = tx.counted_results(tenant, after, last.as_str()).await?;
-        let entries = fold(app.leaderboard.zone(tenant), &results)?;
+        let entries = fold(zone, &results)?;
         done.users += users.len();
         done.entries += entries.len();
         let kept = tx.kept_entries(tenant, after, last.as_str()).await?;
-        done.repaired += repair(tx.as_mut(), tenant, kept, entries, app.clock.now()).await?;
+        done.repaired += repair(tx.as_mut(), tenant, kept, entries, clock.now()).await?;
         tx.commit().await?;
         done.rest_after = Some(last.clone());
         if users.len() < usize::try_from(CHUNK).unwrap_or(usize::MAX) {
             break;
         }
-        if until.is_some_and(|until| app.clock.now() >= until) {
+        if until.is_some_and(|until| clock.now() >= until) {
             return Ok(done);
         }
     }

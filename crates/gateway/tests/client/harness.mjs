@@ -346,7 +346,7 @@ export const DATABASES = [
 
 export const POSTGRES = DATABASES.filter((database) => database.name === "postgres");
 
-async function freshPostgres() {
+export async function freshPostgres() {
   const { default: pg } = await import("pg");
   const url = new URL(process.env.CARILLON_TEST_POSTGRES);
   const client = new pg.Client({ connectionString: url.href });
