@@ -238,9 +238,7 @@ impl Import<'_> {
             let error = format!("an attempt of {user} at {exam} was begun meanwhile; import again");
             return Err(carillon_domain::Refusal::internal(error).into());
         }
-        for row in &journal {
-            tx.append_journal(tenant, &attempt.id, row).await?;
-        }
+        tx.append_journal(tenant, &attempt.id, &journal).await?;
         tx.import_answers(tenant, &attempt.id, &answers, completed_at).await?;
         let result = ExamResult {
             id: ResultId::new(id).map_err(carillon_domain::Refusal::internal)?,
