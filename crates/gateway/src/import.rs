@@ -80,7 +80,7 @@ async fn take(config: &Config, tenant: &TenantId, source: Source) -> anyhow::Res
     let mut line = Line::default();
     let mut progress = |table: &Table, total: u64| line.show(table, total);
     let import = Import::new(source, &store, tenant, &SystemClock, key, &mut progress);
-    let tables = import.run().await.context("what was read before is kept; import again")?;
+    let tables = import.run().await.context("stopped; what was imported before is kept")?;
     line.end();
     let settings = config.leaderboard_settings()?;
     let zone = settings.zone(tenant);

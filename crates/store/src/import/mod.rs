@@ -36,12 +36,12 @@ pub enum ImportError {
     #[error("--from must begin with postgres://")]
     NotPostgres,
     #[error("cannot connect to the source: {0}")]
-    Unreachable(#[source] sqlx::Error),
+    Unreachable(sqlx::Error),
     #[error("the source has no table {0}")]
     NoTable(&'static str),
     #[error("cannot read {0} of the source: {1}")]
-    Unreadable(&'static str, #[source] sqlx::Error),
-    #[error("cannot write: {0}")]
+    Unreadable(&'static str, sqlx::Error),
+    #[error("database.url")]
     Target(#[from] Refusal),
 }
 

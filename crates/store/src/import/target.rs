@@ -58,9 +58,10 @@ pub(super) const GROUPS: Known = known!("id", "study_groups", "");
 pub(super) const GROUP_ROOMS: Known = known!("room_id", "study_groups", "");
 pub(super) const ROOMS: Known = known!("id", "chat_rooms", "");
 pub(super) const MESSAGES: Known = known!("id", "chat_messages", "");
-/// Of pairs of a user and an id.
+/// Of pairs of a user and an id. SQLite keeps the order of a CROSS JOIN; left to itself it walks
+/// through all notifications.
 pub(super) const NOTIFICATIONS: Known = Known(
-    "SELECT n.id FROM json_each($2) j JOIN notifications n
+    "SELECT n.id FROM json_each($2) j CROSS JOIN notifications n
      ON n.tenant_id = $1 AND n.user_id = j.value->>0 AND n.id = j.value->>1",
     "SELECT n.id FROM jsonb_array_elements($2::jsonb) j JOIN notifications n
      ON n.tenant_id = $1 AND n.user_id = j->>0 AND n.id = j->>1",
@@ -329,5 +330,29 @@ impl SqlTx {
             .bind(new.priority.as_str()).bind(&new.action_url).bind(Time(new.created_at))
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
+
+    use super::*;
+    use crate::open::SQLITE_MIGRATIONS;
+
+    /// They are asked for every page of a table.
+    #[tokio::test]
+    async fn what_is_there_is_found_by_an_index() {
+        let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
+        SQLITE_MIGRATIONS.run(&pool).await.unwrap();
+        let known = [USERS, RESULTS, GROUPS, GROUP_ROOMS, ROOMS, MESSAGES, NOTIFICATIONS];
+        for statement in known.map(|known| known.0).into_iter().chain([PAPERS, SITTING, MEMBERS]) {
+            let explained = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+            let rows = sqlx::query(explained).fetch_all(&pool).await.unwrap();
+            let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+            let scans = plan.iter().filter(|line| line.starts_with("SCAN"));
+            let of_rows: Vec<_> = scans.filter(|line| !line.contains("VIRTUAL TABLE")).collect();
+            assert!(of_rows.is_empty(), "{statement}: {plan:?}");
+        }
     }
 }
