@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Answer, Attempt, AttemptStatus, Exam, ExamResult, Exams, Part,
     events::{ExamJoined, ExamSession, ParticipantJoinedExam, ShownExam, ShownResult, ToStudent},
-    exam_for, journal,
+    exam_for,
     journal::Entry,
     paper::{Paper, Question},
     room,
@@ -131,19 +131,20 @@ async fn begin(cx: &mut Cx<'_>, exam: &Exam, number: i64) -> Result<Attempt, Ref
         journal_head: String::new(),
     };
     attempt.deadline_at = attempt.compute_deadline();
-    if !tx.insert_attempt(tenant, &attempt).await? {
-        // Another tab was faster.
-        let newest = tx.lock_newest_attempt(tenant, &exam.id, &caller.user).await?;
-        return newest.ok_or_else(|| Refusal::internal("an attempt is there and is not"));
-    }
     let started = Entry::Started {
         paper_version: version,
         paper: super::paper::fingerprint(&paper.to_json()?),
         order: attempt.order.clone(),
         deadline_at: attempt.deadline_at.map(|at| at.0),
     };
-    journal(cx, &mut attempt, &[&started]).await?;
-    cx.tx().await?.save_attempt(tenant, &attempt).await?;
+    let key = &app.exams.settings.journal_key;
+    let first = attempt.append(key, now, caller.user.as_str(), &started);
+    if !tx.insert_attempt(tenant, &attempt).await? {
+        // Another tab was faster.
+        let newest = tx.lock_newest_attempt(tenant, &exam.id, &caller.user).await?;
+        return newest.ok_or_else(|| Refusal::internal("an attempt is there and is not"));
+    }
+    tx.append_journal(tenant, &attempt.id, &[first]).await?;
     Ok(attempt)
 }
 
@@ -199,7 +200,11 @@ impl<'a> View<'a> {
         let (app, tenant) = (cx.app, &cx.caller.tenant);
         let tx = cx.tx().await?;
         let paper = app.exams.paper(tx, tenant, &exam.id, attempt.paper_version).await?;
-        let answers = tx.answers(tenant, &attempt.id).await?;
+        // With the first entry of its journal it has only just begun.
+        let answers = match attempt.journal_len {
+            ..=1 => Vec::new(),
+            _ => tx.answers(tenant, &attempt.id).await?,
+        };
         let result = match attempt.status {
             AttemptStatus::Completed => tx.result_of_attempt(tenant, &attempt.id).await?,
             AttemptStatus::InProgress | AttemptStatus::Paused => None,
