@@ -54,8 +54,10 @@ const INSERT_PAPER: &str = "INSERT INTO exam_papers
 const PART: &str = "SELECT user_id, part FROM exam_people
     WHERE tenant_id = $1 AND exam_id = $2 AND user_id = COALESCE($3, user_id) ORDER BY user_id";
 const FORGET_PEOPLE: &str = "DELETE FROM exam_people WHERE tenant_id = $1 AND exam_id = $2";
-const LIST_PERSON: &str = "INSERT INTO exam_people (tenant_id, exam_id, user_id, part)
-    VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+const LIST_PEOPLE_SQLITE: &str = "INSERT INTO exam_people (tenant_id, exam_id, user_id, part)
+    SELECT $1, $2, value, $4 FROM json_each($3) WHERE TRUE ON CONFLICT DO NOTHING";
+const LIST_PEOPLE_POSTGRES: &str = "INSERT INTO exam_people (tenant_id, exam_id, user_id, part)
+    SELECT $1, $2, jsonb_array_elements_text($3::jsonb), $4 ON CONFLICT DO NOTHING";
 
 macro_rules! attempt_columns {
     ($before:literal, $after:expr) => {
@@ -651,14 +653,16 @@ impl ExamWrites for SqlTx {
         on!(self.conn(), c => sqlx::query(FORGET_PEOPLE)
             .bind(tenant.as_str()).bind(exam.as_str()).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        for (user, part) in people {
-            let parts = [(part.is_participant, "participant"), (part.is_staff, "staff")];
-            for (_, part) in parts.into_iter().filter(|(is_listed, _)| *is_listed) {
-                on!(self.conn(), c => sqlx::query(LIST_PERSON)
-                    .bind(tenant.as_str()).bind(exam.as_str()).bind(user.as_str()).bind(part)
-                    .execute(c).await.map(|_| ()))
-                .map_err(refusal)?;
-            }
+        let statement = if self.is_sqlite() { LIST_PEOPLE_SQLITE } else { LIST_PEOPLE_POSTGRES };
+        let parts: [(&str, fn(&Part) -> bool); 2] =
+            [("participant", |part| part.is_participant), ("staff", |part| part.is_staff)];
+        for (name, is_in) in parts {
+            let listed = people.iter().filter(|(_, part)| is_in(part)).map(|(user, _)| user);
+            let listed = to_json(&listed.collect::<Vec<_>>())?;
+            on!(self.conn(), c => sqlx::query(statement)
+                .bind(tenant.as_str()).bind(exam.as_str()).bind(&listed).bind(name)
+                .execute(c).await.map(|_| ()))
+            .map_err(refusal)?;
         }
         Ok(())
     }

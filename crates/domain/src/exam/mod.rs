@@ -465,9 +465,14 @@ async fn exam_for(
         Role::Mentor | Role::Proctor => exam.by_any_staff || listed.is_staff,
         Role::Reviewer | Role::Student => listed.is_staff,
     };
-    let is_participant = exam.for_everyone || listed.is_participant;
+    let mut is_participant = exam.for_everyone || listed.is_participant;
     if !is_staff && !is_participant {
-        return Err(Refusal::NotFound);
+        // Who is taken off the list while sitting it finishes what they began.
+        let running = reads.running_exams_of(&caller.tenant, &caller.user).await?;
+        is_participant = running.contains(id);
+        if !is_participant {
+            return Err(Refusal::NotFound);
+        }
     }
     Ok((exam, Part { is_participant, is_staff }))
 }
