@@ -81,12 +81,26 @@ pub(super) async fn carry_out_results(gateway: &Gateway) {
     loop {
         ticks.tick().await;
         let result = async {
+            let mut result = Ok(());
             for (tenant, of, due) in results::due(&gateway.domain, AT_ONCE).await? {
-                for effect in results::carry_out(&gateway.domain, &tenant, &of, due).await? {
-                    gateway.fanout.deliver_system(&tenant, effect);
+                match results::carry_out(&gateway.domain, &tenant, &of, due).await {
+                    Ok(effects) => {
+                        for effect in effects {
+                            gateway.fanout.deliver_system(&tenant, effect);
+                        }
+                    }
+                    Err(refusal) if refusal.retry_after().is_some() => return Err(refusal),
+                    // One result that cannot be read does not hold up the others.
+                    Err(refusal) => {
+                        if !was_away {
+                            let error = &refusal as &dyn std::error::Error;
+                            tracing::error!(tenant.id = %tenant, result.id = %of, error, "the result {of} cannot be carried out");
+                        }
+                        result = Err(refusal);
+                    }
                 }
             }
-            Ok(())
+            result
         };
         was_away = report("the release of results", result.await, was_away);
     }
