@@ -90,22 +90,39 @@ impl Caller {
 
 /// The rooms of one socket; clones are the same rooms.
 #[derive(Clone, Debug, Default)]
-pub struct Joined(Arc<Mutex<HashSet<RoomId>>>);
+pub struct Joined {
+    rooms: Arc<Mutex<HashSet<RoomId>>>,
+    /// Those it was put into without having asked; they may hold rooms it is not in any more.
+    brought: Arc<Mutex<HashSet<RoomId>>>,
+}
 
 impl Joined {
+    /// Notes whether the socket asked to be in a room or was put there.
+    pub fn note_brought(&self, room: RoomId, is_brought: bool) {
+        let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_brought {
+            brought.insert(room)
+        } else {
+            brought.remove(&room)
+        };
+    }
+    /// Whether the socket was put into the room and has not asked for it since.
+    pub fn was_brought(&self, room: &RoomId) -> bool {
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner).contains(room)
+    }
     pub fn contains(&self, room: &RoomId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(room)
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner).contains(room)
     }
     /// True when it was not there.
     pub fn insert(&self, room: RoomId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(room)
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner).insert(room)
     }
     /// True when it was there.
     pub fn remove(&self, room: &RoomId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(room)
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner).remove(room)
     }
     pub fn all(&self) -> Vec<RoomId> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }
 
@@ -119,6 +136,9 @@ pub enum Effect {
         after: Offset,
     },
     Leave(RoomId),
+    /// The caller's socket leaves the room, and those of its user that were only put there; told
+    /// when that was the last of them.
+    LeaveFor(RoomId, Emit),
     /// The caller's socket is in the room from now on; of what was before it misses nothing.
     Enter(RoomId),
     /// As `Enter`, without counting: staff who look on are nobody's participants.

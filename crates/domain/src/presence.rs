@@ -249,13 +249,15 @@ impl Presence {
             .insert(caller.user.clone());
     }
 
-    /// A socket has left a room.
-    pub fn left(&self, caller: &Caller, room: &RoomId) {
+    /// A socket has left a room; true when its user has none in it any more.
+    pub fn left(&self, caller: &Caller, room: &RoomId) -> bool {
         let key = (caller.tenant.clone(), caller.user.clone());
         let mut state = self.lock();
-        if state.users.get_mut(&key).is_some_and(|entry| entry.socket_left(room)) {
+        let was_last = state.users.get_mut(&key).is_some_and(|entry| entry.socket_left(room));
+        if was_last {
             state.vacated(&caller.tenant, &caller.user, room);
         }
+        was_last
     }
 
     /// The user has become a member of the room, with or without a socket in it.

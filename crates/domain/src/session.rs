@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     contract::{
-        Class, Command, Event, EventRow, Everywhere, Handle, Policy, Route, Scope, Telling,
-        ToCaller, event, route,
+        Class, Command, Event, EventRow, Everywhere, Handle, Namespace as _, Policy, Route, Scope,
+        Telling, ToCaller, event, route,
     },
     dispatch::{App, Caller, Cx, Effect, Emit},
     exam,
@@ -87,10 +87,19 @@ pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusa
 }
 
 /// [`SETTLING`] after a socket has come: what it should have without asking.
-pub async fn settled(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
-    let mut effects = exam::join_exam::restore(app, caller).await?;
-    effects.extend(notification::deliver_stored(app, caller).await?);
-    Ok(effects)
+///
+/// Whatever one of the two comes to, the other is brought all the same; the first failure is named.
+pub async fn settled(app: &App, caller: &Caller, path: &str) -> (Vec<Effect>, Result<(), Refusal>) {
+    let (mut effects, mut result) = (Vec::new(), Ok(()));
+    // A socket that hears nothing of exams sits none.
+    if exam::Exams::PATHS.contains(&path) {
+        result = exam::join_exam::restore(app, caller, &mut effects).await;
+    }
+    match notification::deliver_stored(app, caller).await {
+        Ok(kept) => effects.extend(kept),
+        Err(refusal) => result = result.and(Err(refusal)),
+    }
+    (effects, result)
 }
 
 /// At most so many users are noted in one transaction.

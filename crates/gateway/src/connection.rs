@@ -88,6 +88,8 @@ pub struct Connection {
     written: AtomicU64,
     /// Messages queued since next to nothing waited.
     backlog: AtomicUsize,
+    /// Bytes of the largest of them.
+    largest: AtomicU64,
     is_posting: AtomicBool,
     pending_renames: AtomicUsize,
     renames: Mutex<Vec<Rename>>,
@@ -209,15 +211,19 @@ impl Connection {
         self.stalled_since.load(Ordering::Relaxed) != 0
     }
 
-    /// Counts a message in; says how many waited before it at most, and how many bytes.
+    /// Counts a message in; says how many waited before it at most, and how many bytes beside the
+    /// largest one: a single answer may be larger than what may wait.
     fn count_queued(&self, bytes: usize) -> (usize, u64) {
         let before = self.unsent();
-        self.queued.fetch_add(bytes as u64, Ordering::Relaxed);
+        let bytes = bytes as u64;
+        self.queued.fetch_add(bytes, Ordering::Relaxed);
         if before < NEXT_TO_NOTHING {
             self.backlog.store(1, Ordering::Relaxed);
+            self.largest.store(bytes, Ordering::Relaxed);
             return (0, before);
         }
-        (self.backlog.fetch_add(1, Ordering::Relaxed), before)
+        let largest = self.largest.fetch_max(bytes, Ordering::Relaxed);
+        (self.backlog.fetch_add(1, Ordering::Relaxed), before.saturating_sub(largest))
     }
 
     /// The client takes nothing just now.

@@ -139,7 +139,10 @@ impl Fanout {
             match effect {
                 Effect::Emit(emit) => self.emit(tenant, Some(seat), emit),
                 Effect::Join { room, after } => self.join(seat, &room, after).await,
-                Effect::Leave(room) => self.leave(seat, &room),
+                Effect::Leave(room) => {
+                    self.leave(seat, &room);
+                }
+                Effect::LeaveFor(room, left) => self.leave_for(seat, &room, left),
                 Effect::Enter(room) => self.subscribe(seat, &room),
                 Effect::Watch(room) => {
                     self.listen(seat, &room);
@@ -172,6 +175,7 @@ impl Fanout {
             // The system has no socket.
             Effect::Join { .. }
             | Effect::Leave(_)
+            | Effect::LeaveFor(..)
             | Effect::Enter(_)
             | Effect::Watch(_)
             | Effect::Hear(_)
@@ -441,14 +445,17 @@ impl Fanout {
         let Some(socket) = seat.socket.upgrade() else { return false };
         let is_new = seat.caller.joined.insert(room.clone());
         socket.join(chat_room(&seat.caller.tenant, room));
-        // A socket that was removed meanwhile would stay in the room for ever. The namespace is
-        // asked: one whose client was faster than the engine's own note that it is connected has
-        // all the more use for its rooms.
-        let is_there = self.io.of(seat.path).is_some_and(|of| of.get_socket(seat.sid).is_some());
-        if !is_there {
+        // A socket that was removed meanwhile would stay in the room for ever.
+        if !self.is_there(seat) {
             socket.leave_all();
         }
         is_new
+    }
+
+    /// Whether the socket has not been removed. The namespace is asked: one whose client was faster
+    /// than the engine's own note that it is connected has all the more use for its rooms.
+    fn is_there(&self, seat: &Seat) -> bool {
+        self.io.of(seat.path).is_some_and(|of| of.get_socket(seat.sid).is_some())
     }
 
     /// The socket looks at this board and at no other.
@@ -461,7 +468,7 @@ impl Fanout {
             }
         }
         socket.join(vec![lookers_room(tenant), board_room(tenant, &board)]);
-        if !socket.connected() {
+        if !self.is_there(seat) {
             socket.leave_all();
             return;
         }
@@ -478,12 +485,24 @@ impl Fanout {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
-    fn leave(&self, seat: &Seat, room: &RoomId) {
+    /// True when the user has no socket in the room any more.
+    fn leave(&self, seat: &Seat, room: &RoomId) -> bool {
         if let Some(socket) = seat.socket.upgrade() {
             socket.leave(chat_room(&seat.caller.tenant, room));
         }
-        if seat.caller.joined.remove(room) {
-            self.domain.presence.left(&seat.caller, room);
+        seat.caller.joined.remove(room) && self.domain.presence.left(&seat.caller, room)
+    }
+
+    fn leave_for(&self, seat: &Seat, room: &RoomId, left: Emit) {
+        let (tenant, user) = (&seat.caller.tenant, &seat.caller.user);
+        let mut was_last = self.leave(seat, room);
+        for other in self.seats_of(tenant, user) {
+            if other.caller.joined.was_brought(room) {
+                was_last |= self.leave(&other, room);
+            }
+        }
+        if was_last {
+            self.emit(tenant, Some(seat), left);
         }
     }
 

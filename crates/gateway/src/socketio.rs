@@ -80,12 +80,11 @@ impl Seat {
         if !self.socket.upgrade().is_some_and(|socket| socket.connected()) {
             return;
         }
-        match session::settled(&gateway.domain, &self.caller).await {
-            Ok(effects) => gateway.fanout.deliver(self, effects).await,
-            Err(refusal) => {
-                let code = refusal.code().as_str();
-                tracing::warn!(code, "a socket could not be given what is kept for its user");
-            }
+        let (effects, result) = session::settled(&gateway.domain, &self.caller, self.path).await;
+        gateway.fanout.deliver(self, effects).await;
+        if let Err(refusal) = result {
+            let code = refusal.code().as_str();
+            tracing::warn!(code, "a socket could not be given what is kept for its user");
         }
     }
 

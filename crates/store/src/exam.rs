@@ -56,9 +56,10 @@ const PART: &str = "SELECT user_id, part FROM exam_people
 const FORGET_PEOPLE: &str = "DELETE FROM exam_people WHERE tenant_id = $1 AND exam_id = $2";
 const FORGET_PERSON: &str = "DELETE FROM exam_people
     WHERE tenant_id = $1 AND exam_id = $2 AND user_id = $3";
-const LIST: &str = "INSERT INTO exam_people (tenant_id, exam_id, user_id, part) VALUES";
-/// People listed in one statement.
-const ROWS: usize = 500;
+const LIST_PEOPLE_SQLITE: &str = "INSERT INTO exam_people (tenant_id, exam_id, user_id, part)
+    SELECT $1, $2, value, $4 FROM json_each($3) WHERE TRUE ON CONFLICT DO NOTHING";
+const LIST_PEOPLE_POSTGRES: &str = "INSERT INTO exam_people (tenant_id, exam_id, user_id, part)
+    SELECT $1, $2, jsonb_array_elements_text($3::jsonb), $4 ON CONFLICT DO NOTHING";
 
 macro_rules! attempt_columns {
     ($before:literal, $after:expr) => {
@@ -354,12 +355,6 @@ impl ResultRow {
     }
 }
 
-/// The rows that list somebody.
-fn parts(part: Part) -> impl Iterator<Item = &'static str> {
-    let parts = [(part.is_participant, "participant"), (part.is_staff, "staff")];
-    parts.into_iter().filter(|(is_listed, _)| *is_listed).map(|(_, name)| name)
-}
-
 /// Rows of a tenant's id and one of its objects'.
 fn pairs<T>(
     rows: Vec<(String, String)>,
@@ -387,18 +382,24 @@ impl SqlTx {
         &mut self,
         tenant: &TenantId,
         exam: &ExamId,
-        listed: &[(&UserId, &str)],
+        people: &[(UserId, Part)],
     ) -> Result<(), Refusal> {
-        let rows = values(2, 2, listed.len());
-        let statement = sqlx::AssertSqlSafe(format!("{LIST} {rows} ON CONFLICT DO NOTHING"));
-        on!(self.conn(), c => {
-            let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(exam.as_str());
-            for (user, part) in listed {
-                query = query.bind(user.as_str()).bind(*part);
-            }
-            query.execute(c).await.map(|_| ())
-        })
-        .map_err(refusal)
+        let statement = if self.is_sqlite() { LIST_PEOPLE_SQLITE } else { LIST_PEOPLE_POSTGRES };
+        let listed = |is_in: fn(&Part) -> bool| {
+            let users = people.iter().filter(|(_, part)| is_in(part)).map(|(user, _)| user);
+            to_json(&users.collect::<Vec<_>>())
+        };
+        let parts = [
+            ("participant", listed(|part| part.is_participant)?),
+            ("staff", listed(|part| part.is_staff)?),
+        ];
+        for (name, listed) in &parts {
+            on!(self.conn(), c => sqlx::query(statement)
+                .bind(tenant.as_str()).bind(exam.as_str()).bind(listed).bind(*name)
+                .execute(c).await.map(|_| ()))
+            .map_err(refusal)?;
+        }
+        Ok(())
     }
 
     async fn people(
@@ -678,14 +679,7 @@ impl ExamWrites for SqlTx {
         on!(self.conn(), c => sqlx::query(FORGET_PEOPLE)
             .bind(tenant.as_str()).bind(exam.as_str()).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        let listed: Vec<(&UserId, &str)> = people
-            .iter()
-            .flat_map(|(user, part)| parts(*part).map(move |part| (user, part)))
-            .collect();
-        for some in listed.chunks(ROWS) {
-            self.list_people(tenant, exam, some).await?;
-        }
-        Ok(())
+        self.list_people(tenant, exam, people).await
     }
 
     async fn set_exam_part(
@@ -699,11 +693,7 @@ impl ExamWrites for SqlTx {
             .bind(tenant.as_str()).bind(exam.as_str()).bind(user.as_str())
             .execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        let listed: Vec<(&UserId, &str)> = parts(part).map(|part| (user, part)).collect();
-        if listed.is_empty() {
-            return Ok(());
-        }
-        self.list_people(tenant, exam, &listed).await
+        self.list_people(tenant, exam, &[(user.clone(), part)]).await
     }
 
     async fn insert_attempt(

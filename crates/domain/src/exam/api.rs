@@ -411,6 +411,7 @@ pub struct Regrading {
 }
 
 const MAX_AWARDS: usize = 1_000;
+const MAX_USERS: usize = 1_000;
 
 impl Operation for RegradeExam {
     type Reply = Regrading;
@@ -427,6 +428,9 @@ impl Operation for RegradeExam {
         let awards = self.awards.unwrap_or_default();
         if awards.len() > MAX_AWARDS {
             return Err(Refusal::Invalid("awards: at most 1000".into()));
+        }
+        if self.user_ids.as_ref().is_some_and(|users| users.len() > MAX_USERS) {
+            return Err(Refusal::Invalid("userIds: at most 1000".into()));
         }
         let tx = cx.tx().await?;
         let exam = tx.exam(tenant, &self.id).await?.ok_or(Refusal::NotFound)?;

@@ -17,6 +17,8 @@ const MAX_TITLE_CHARS: usize = 255;
 /// People listed in one exam.
 const MAX_PEOPLE: usize = 20_000;
 const MAX_ATTEMPTS: i64 = 1_000;
+/// The year 1: what every database can hold.
+const EARLIEST: Timestamp = Timestamp(-62_135_596_800_000);
 /// A week; longer exams are windows.
 const MAX_MINUTES: f64 = 7.0 * 24.0 * 60.0;
 
@@ -90,7 +92,7 @@ pub async fn define(cx: &mut Cx<'_>, id: ExamId, input: &ExamInput) -> Result<Ex
         by_any_staff: input.staff.is_none(),
         paper_version: version + i64::from(has_new_paper),
         closed_at: before.as_ref().and_then(|exam| exam.closed_at),
-        released_at: before.as_ref().and_then(|exam| exam.released_at),
+        released_at: before.as_ref().and_then(|exam| input.released_at(exam, now)),
         created_at: before.as_ref().map_or(now, |exam| exam.created_at),
         updated_at: now,
         id,
@@ -113,6 +115,14 @@ impl ExamInput {
         if self.topic.as_ref().is_some_and(|topic| topic.chars().count() > MAX_TITLE_CHARS) {
             return fault("topic: at most 255 characters");
         }
+        let has_zero = |text: &String| text.contains('\0');
+        if has_zero(&self.title) || self.topic.as_ref().is_some_and(has_zero) {
+            return fault("title, topic: no zero characters");
+        }
+        let is_ancient = |at: Timestamp| at < EARLIEST;
+        if [self.opens_at, self.closes_at].into_iter().flatten().any(is_ancient) {
+            return fault("opensAt, closesAt: from the year 1");
+        }
         if self.duration_minutes.is_some_and(|minutes| !(0.0..=MAX_MINUTES).contains(&minutes)) {
             return fault("durationMinutes: 0 to 10080");
         }
@@ -129,6 +139,21 @@ impl ExamInput {
             return fault("staff, participants: at most 20000");
         }
         Ok(())
+    }
+
+    /// Whether results are out, once this takes the place of what was there. Those that a student
+    /// has seen stay seen.
+    fn released_at(&self, before: &Exam, now: Timestamp) -> Option<Timestamp> {
+        let is_open_again = before.closed_at.is_none()
+            && self.closes_at != before.closes_at
+            && self.closes_at.is_none_or(|at| at > now);
+        match self.release {
+            Release::Immediately if before.release != Release::Immediately => {
+                before.released_at.or(Some(now))
+            }
+            Release::AfterClose if is_open_again => None,
+            _ => before.released_at,
+        }
     }
 
     fn people(&self) -> Vec<(UserId, Part)> {

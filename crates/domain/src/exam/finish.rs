@@ -96,7 +96,8 @@ async fn tell(
         exam_id: exam.id.clone(),
         user_id: user.clone(),
         user_name: attempt.user_name.clone(),
-        score: exam.shows_scores.then_some(result.marks.right),
+        // Before the release nobody's score is shown to anybody.
+        score: result.released_at.filter(|_| exam.shows_scores).map(|_| result.marks.right),
         total_questions: result.marks.questions,
         participant_count: 0,
     };

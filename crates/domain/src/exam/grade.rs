@@ -50,9 +50,12 @@ impl Paper {
             match mark {
                 Mark::Earned(points) => {
                     let was_answered = answers.get(&place).is_some_and(|answer| !answer.is_null());
-                    if points >= question.points && (was_answered || points > Points(0)) {
-                        marks.right += 1;
-                    }
+                    let is_right = if question.points == Points(0) {
+                        answers.get(&place).is_some_and(|answer| question.is_right(answer))
+                    } else {
+                        points >= question.points && (was_answered || points > Points(0))
+                    };
+                    marks.right += i64::from(is_right);
                     marks.points.0 += points.0;
                 }
                 Mark::ToReview => marks.pending_review = true,
@@ -64,6 +67,12 @@ impl Paper {
 }
 
 impl Question {
+    /// Whether an answer earns all there is, were there anything to earn.
+    fn is_right(&self, answer: &Value) -> bool {
+        let worth = Points(100);
+        Self { points: worth, ..self.clone() }.mark(answer) == Mark::Earned(worth)
+    }
+
     /// `null` is no answer and earns nothing. A value of another type than the question's is
     /// wrong: it could not be saved, but an imported one may be.
     fn mark(&self, answer: &Value) -> Mark {

@@ -57,7 +57,7 @@ impl Handle for JoinExam {
             Some(attempt) => (Some(attempt.id.clone()), attempt.deadline_at),
             None => (None, None),
         };
-        show(cx, &exam, attempt.as_ref()).await?;
+        show(cx, &exam, attempt.as_ref(), Coming::Asked).await?;
         Ok(InExam { exam_id: exam.id, session_id, deadline_at, server_now: cx.now })
     }
 }
@@ -148,8 +148,21 @@ async fn begin(cx: &mut Cx<'_>, exam: &Exam, number: i64) -> Result<Attempt, Ref
     Ok(attempt)
 }
 
+/// How a socket comes into an exam.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Coming {
+    Asked,
+    /// It was put there because its user was cut off.
+    Brought,
+}
+
 /// Shows the attempt to the caller, and while it runs puts the socket into the exam's room.
-async fn show(cx: &mut Cx<'_>, exam: &Exam, attempt: Option<&Attempt>) -> Result<(), Refusal> {
+async fn show(
+    cx: &mut Cx<'_>,
+    exam: &Exam,
+    attempt: Option<&Attempt>,
+    coming: Coming,
+) -> Result<(), Refusal> {
     let caller = cx.caller;
     let view = match attempt {
         Some(attempt) => {
@@ -166,6 +179,8 @@ async fn show(cx: &mut Cx<'_>, exam: &Exam, attempt: Option<&Attempt>) -> Result
     let seen = cx.app.presence.sockets_of(&caller.tenant, &caller.user, &room);
     if sits {
         cx.record(Effect::Enter(room.clone()));
+        let room = room.clone();
+        cx.after_commit(move || caller.joined.note_brought(room, coming == Coming::Brought));
     } else if attempt.is_none() {
         cx.record(Effect::Watch(room.clone()));
     }
@@ -246,7 +261,7 @@ pub(super) fn joined(
 
 /// Puts a socket that came back by itself into the running exams its user was cut off from: the
 /// shipped frontend joins once, when its page is opened.
-pub async fn restore(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
+pub async fn restore(app: &App, caller: &Caller, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
     let now = app.clock.now();
     let mut exams = app.exams.lost(&caller.tenant, &caller.user, now);
     if app.exams.started_at.after(super::RETURN_WINDOW) >= now {
@@ -257,21 +272,31 @@ pub async fn restore(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal>
         exams.dedup();
     }
     exams.retain(|exam| !caller.joined.contains(&room(exam)));
-    let mut effects = Vec::new();
+    let mut result = Ok(());
     for exam in exams {
-        let mut cx = Cx::new(app, caller, Scope::Rows, now);
-        let (exam, _) = match exam_for(cx.tx().await?, caller, &exam).await {
-            Err(Refusal::NotFound) => continue,
-            found => found?,
-        };
-        let newest = cx.tx().await?.lock_newest_attempt(&caller.tenant, &exam.id, &caller.user);
-        let runs = |attempt: &Attempt| {
-            attempt.status != AttemptStatus::Completed && attempt.left_at.is_none()
-        };
-        if let Some(attempt) = newest.await?.filter(runs) {
-            show(&mut cx, &exam, Some(&attempt)).await?;
-            effects.extend(cx.commit().await?);
+        match bring_back(app, caller, &exam, now).await {
+            Ok(brought) => effects.extend(brought),
+            Err(refusal) => result = result.and(Err(refusal)),
         }
     }
-    Ok(effects)
+    result
+}
+
+async fn bring_back(
+    app: &App,
+    caller: &Caller,
+    exam: &ExamId,
+    now: Timestamp,
+) -> Result<Vec<Effect>, Refusal> {
+    let mut cx = Cx::new(app, caller, Scope::Rows, now);
+    let (exam, _) = match exam_for(cx.tx().await?, caller, exam).await {
+        Err(Refusal::NotFound) => return Ok(Vec::new()),
+        found => found?,
+    };
+    let newest = cx.tx().await?.lock_newest_attempt(&caller.tenant, &exam.id, &caller.user);
+    let runs =
+        |attempt: &Attempt| attempt.status != AttemptStatus::Completed && attempt.left_at.is_none();
+    let Some(attempt) = newest.await?.filter(runs) else { return Ok(Vec::new()) };
+    show(&mut cx, &exam, Some(&attempt), Coming::Brought).await?;
+    cx.commit().await
 }

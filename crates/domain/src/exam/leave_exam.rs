@@ -54,15 +54,10 @@ impl Handle for LeaveExam {
             tx.save_attempt(tenant, &attempt).await?;
         }
         if caller.joined.contains(&room) {
-            cx.leave(room.clone());
-            // Staff who look on are in it without being counted.
-            if in_room == 1 {
-                cx.send_counting(
-                    ToOthers(room.clone(), user.clone()),
-                    &participant_left(caller, &exam_id),
-                    room,
-                )?;
-            }
+            // Whether it was the last is known when it has left: two may leave at once.
+            let to = ToOthers(room.clone(), user.clone());
+            let left = Emit::counting(to, &participant_left(caller, &exam_id), room.clone())?;
+            cx.record(Effect::LeaveFor(room, left));
         }
         cx.send(ToCaller(), &ExamLeft { exam_id: exam_id.clone() })?;
         Ok(OutOfExam { exam_id })

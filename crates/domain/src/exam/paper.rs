@@ -19,6 +19,8 @@ pub const MAX_PAPER_BYTES: usize = 512 * 1024;
 pub const MAX_ANSWER_BYTES: usize = 10 * 1024;
 /// Bytes of an essay.
 pub const MAX_ESSAY_BYTES: usize = 256 * 1024;
+/// Bytes of a number that is written as a text.
+const MAX_NUMBER_BYTES: usize = 64;
 const MAX_TEXT_CHARS: usize = 20_000;
 const MAX_OPTIONS: usize = 50;
 const MAX_ACCEPTED: usize = 100;
@@ -240,6 +242,7 @@ impl Question {
                 None => invalid("the answer to this question is an array of indexes of options"),
             },
             Key::Numeric { .. } => match Number::of(answer) {
+                Some(_) if answer.is_string() => text_of_at_most(MAX_NUMBER_BYTES),
                 Some(_) => Ok(()),
                 None => invalid("the answer to this question is a number"),
             },

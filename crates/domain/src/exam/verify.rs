@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    Answer, Attempt, AttemptStatus, ExamResult,
+    Answer, Attempt, AttemptStatus, ExamResult, answers_in_order,
     grade::{Awards, Marks},
     journal::{Entry, JournalKey, JournalRow},
     paper::{Paper, fingerprint},
@@ -91,6 +91,9 @@ async fn rows(
 #[derive(Debug, Default)]
 struct Story {
     paper: Option<(i64, String)>,
+    student: Option<String>,
+    order: Option<Vec<usize>>,
+    deadline_at: Option<i64>,
     answers: BTreeMap<usize, (i64, Value)>,
     submitted: Option<(String, i64)>,
     graded: Option<Graded>,
@@ -137,7 +140,7 @@ impl Check<'_> {
             }
             previous = &row.hash;
             match serde_json::from_str::<Entry>(&row.body) {
-                Ok(entry) if entry.kind() == row.kind => story.fold(entry),
+                Ok(entry) if entry.kind() == row.kind => story.fold(entry, &row.actor),
                 _ => self.find(&format!("entry {expected} cannot be read")),
             }
         }
@@ -162,6 +165,11 @@ impl Check<'_> {
             (None, false) => AttemptStatus::InProgress,
         };
         self.expect(attempt.status == status, "the status is not that of the journal");
+        let student = Some(attempt.user.as_str().trim());
+        self.expect(story.student.as_deref() == student, "the student is not that of the journal");
+        let deadline_at = attempt.deadline_at.map(|at| at.0);
+        self.expect(story.deadline_at == deadline_at, "the deadline is not that of the journal");
+        self.expect(story.order == attempt.order, "the order is not that of the journal");
         self.expect(
             attempt.forced_at.is_some() == story.forced,
             "it was ended by staff in one place and not in the other",
@@ -177,6 +185,11 @@ impl Check<'_> {
             let same = (result.journal_len, result.journal_head.as_str())
                 == (attempt.journal_len, attempt.journal_head.as_str());
             self.expect(same, "the result does not hold the end of the journal");
+            let is_theirs =
+                (&result.user, result.attempt_number) == (&attempt.user, attempt.number);
+            self.expect(is_theirs, "the result is somebody else's, or of another attempt");
+            let answers = answers_in_order(attempt, answers);
+            self.expect(result.answers == answers, "the result shows other answers");
             let at = attempt.completed_at;
             self.expect(at == Some(result.completed_at), "the result has another end");
         }
@@ -236,10 +249,12 @@ impl Check<'_> {
 }
 
 impl Story {
-    fn fold(&mut self, entry: Entry) {
+    fn fold(&mut self, entry: Entry, actor: &str) {
         match entry {
-            Entry::Started { paper_version, paper, .. } => {
+            Entry::Started { paper_version, paper, order, deadline_at } => {
                 self.paper = Some((paper_version, paper));
+                self.student = Some(actor.to_owned());
+                (self.order, self.deadline_at) = (order, deadline_at);
             }
             Entry::Answered { answers } => {
                 for saved in answers {
@@ -247,8 +262,10 @@ impl Story {
                 }
             }
             Entry::Paused => self.paused = true,
-            Entry::Resumed { .. } => self.paused = false,
-            Entry::Extended { .. } => {}
+            Entry::Resumed { deadline_at } => {
+                (self.paused, self.deadline_at) = (false, deadline_at);
+            }
+            Entry::Extended { deadline_at, .. } => self.deadline_at = deadline_at,
             Entry::Forced => self.forced = true,
             Entry::Submitted { by, completed_at } => self.submitted = Some((by, completed_at)),
             Entry::Graded { revision, key_version, paper, awards, marks } => {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use carillon_domain::{
-    Caller, Code, Cx, Effect, Timestamp, UserId,
+    App, Caller, Code, Cx, Effect, Timestamp, UserId,
     contract::{Command as _, Scope},
     identity::Role,
     ids::NotificationId,
@@ -26,6 +26,13 @@ use crate::world::{World, caller, reply, tenant, user};
 
 fn mentor() -> Caller {
     Caller { role: Role::Mentor, ..caller("t", "mentor") }
+}
+
+/// What a socket of the caller is brought a moment after it came.
+async fn settled(app: &App, caller: &Caller) -> Vec<Effect> {
+    let (effects, result) = session::settled(app, caller, "/").await;
+    result.unwrap();
+    effects
 }
 
 fn to(id: &str) -> SendNotification {
@@ -90,7 +97,7 @@ async fn however_many_sockets_come_at_once_each_notification_is_claimed_once() {
                         let id = format!("socket-{n}");
                         ana.connection = carillon_domain::ConnectionId::new(id).unwrap();
                         session::connected(&world.app, &ana).await.unwrap();
-                        let effects = session::settled(&world.app, &ana).await.unwrap();
+                        let effects = settled(&world.app, &ana).await;
                         (ana, pushed(&effects))
                     })
                 })
@@ -133,7 +140,7 @@ async fn what_is_stored_while_its_user_comes_is_neither_lost_nor_doubled() {
                 .collect();
             let since = world.app.clock.now();
             session::connected(&world.app, &ana).await.unwrap();
-            let mut told = offsets(&session::settled(&world.app, &ana).await.unwrap());
+            let mut told = offsets(&settled(&world.app, &ana).await);
             let mut sent = HashSet::new();
             for sender in senders {
                 for (id, effects) in sender.await.unwrap() {
@@ -211,7 +218,7 @@ async fn ten_thousand_are_reached_by_one_statement_and_nobody_else_waits() {
             (1..=1_000).map(|n| caller("t", &format!("u{:05}", n * 10))).collect();
         for one in &here {
             session::connected(&world.app, one).await.unwrap();
-            session::settled(&world.app, one).await.unwrap();
+            settled(&world.app, one).await;
         }
         let since = world.app.clock.now();
 
@@ -259,7 +266,7 @@ async fn ten_thousand_are_reached_by_one_statement_and_nobody_else_waits() {
         // The others find it when they come.
         let late = caller("t", "u00001");
         session::connected(&world.app, &late).await.unwrap();
-        let effects = session::settled(&world.app, &late).await.unwrap();
+        let effects = settled(&world.app, &late).await;
         assert_eq!(pushed(&effects).len(), 1);
     }
 }
@@ -279,7 +286,7 @@ async fn an_audience_is_some_users_some_roles_or_everybody() {
         assert_eq!(broadcast(&world, users(&["u00001"]), draft(None)).await, 1);
         let late = caller("t", "u00001");
         session::connected(&world.app, &late).await.unwrap();
-        let effects = session::settled(&world.app, &late).await.unwrap();
+        let effects = settled(&world.app, &late).await;
         let ids: HashSet<_> = pushed(&effects).into_iter().map(|(id, _)| id).collect();
         assert_eq!(ids.len(), 2);
     }
