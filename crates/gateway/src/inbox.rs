@@ -39,6 +39,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// not ask twice.
 const EXAM_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What a socket should have without asking takes no longer from those who ask.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
+/// And is tried again after this.
+const SETTLE_AGAIN: Duration = Duration::from_secs(2);
+
 /// The queue of one connection.
 #[derive(Default)]
 pub struct Inbox {
@@ -164,10 +169,25 @@ pub fn push(gateway: &Arc<Gateway>, seat: &Arc<Seat>, item: Item) {
     }
 }
 
+/// Brings a socket what it should have without asking, in a while.
+pub fn settle_after(delay: Duration, gateway: &Arc<Gateway>, seat: Arc<Seat>) {
+    let (tasks, gateway) = (gateway.tasks.clone(), gateway.clone());
+    tasks.spawn(async move {
+        tokio::time::sleep(delay).await;
+        push(&gateway, &seat.clone(), Item::Settled(seat));
+    });
+}
+
 async fn handle(gateway: &Arc<Gateway>, item: Item) {
     match item {
         Item::Arrived(seat) => seat.arrive(gateway).await,
-        Item::Settled(seat) => seat.settle(gateway).await,
+        Item::Settled(seat) => {
+            // Commands wait behind it: with the database away it is put off, not waited for.
+            let settled = tokio::time::timeout(SETTLE_PATIENCE, seat.settle(gateway)).await;
+            if settled != Ok(true) {
+                settle_after(SETTLE_AGAIN, gateway, seat);
+            }
+        }
         Item::Left(seat) => seat.leave(gateway).await,
         Item::Asked(asked) => {
             asked.seat.arrive(gateway).await;

@@ -75,17 +75,17 @@ impl Seat {
         }
     }
 
-    /// Brings what the socket should have without asking.
-    pub async fn settle(&self, gateway: &Gateway) {
+    /// Brings what the socket should have without asking; false when it is to be tried again.
+    pub async fn settle(&self, gateway: &Gateway) -> bool {
         if !self.socket.upgrade().is_some_and(|socket| socket.connected()) {
-            return;
+            return true;
         }
         let (effects, result) = session::settled(&gateway.domain, &self.caller, self.path).await;
         gateway.fanout.deliver(self, effects).await;
-        if let Err(refusal) = result {
-            let code = refusal.code().as_str();
-            tracing::warn!(code, "a socket could not be given what is kept for its user");
-        }
+        let Err(refusal) = result else { return true };
+        let code = refusal.code().as_str();
+        tracing::warn!(code, "a socket could not be given what is kept for its user");
+        refusal.retry_after().is_none()
     }
 
     /// Tells the others, after everything this socket had asked for.
@@ -109,11 +109,7 @@ pub fn register(gateway: &Arc<Gateway>) {
             async move {
                 if let Some(seat) = socket.extensions.get::<Arc<Seat>>() {
                     inbox::push(&gateway, &seat, Item::Arrived(seat.clone()));
-                    let tasks = gateway.tasks.clone();
-                    tasks.spawn(async move {
-                        tokio::time::sleep(session::SETTLING).await;
-                        inbox::push(&gateway, &seat.clone(), Item::Settled(seat));
-                    });
+                    inbox::settle_after(session::SETTLING, &gateway, seat);
                 }
             }
         };
