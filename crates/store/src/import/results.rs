@@ -200,7 +200,9 @@ impl Import<'_> {
             journal_len: 0,
             journal_head: String::new(),
         };
-        let answers_shown = (0..questions.paper.questions.len())
+        // Up to the last one answered, as an attempt shows them.
+        let last = answers.iter().rfind(|(_, value)| !value.is_null());
+        let answers_shown = (0..last.map_or(0, |(place, _)| place + 1))
             .map(|place| answers.get(&place).cloned().unwrap_or(Value::Null))
             .collect();
         let answers: Vec<Answer> = answers
@@ -233,7 +235,15 @@ impl Import<'_> {
                 marks: marks.clone(),
             },
         ];
-        let journal = entries.map(|entry| attempt.append(&self.key, completed_at, ACTOR, &entry));
+        let student = attempt.user.clone();
+        let journal = entries.map(|entry| {
+            // Who sat it began it; the rest is the import's word.
+            let actor = match entry {
+                Entry::Started { .. } => student.as_str(),
+                _ => ACTOR,
+            };
+            attempt.append(&self.key, completed_at, actor, &entry)
+        });
         if !tx.insert_attempt(tenant, &attempt).await? {
             let error = format!("an attempt of {user} at {exam} was begun meanwhile; import again");
             return Err(carillon_domain::Refusal::internal(error).into());
