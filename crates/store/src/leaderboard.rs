@@ -119,6 +119,37 @@ const FILL_POSTGRES: &str = fill!(
      FROM jsonb_array_elements($3::jsonb) AS rows(value)"
 );
 
+/// How many users of a board have more than a score: those in the rest of its bucket of 64, in
+/// the rest of that one's bucket of 4,096, and in the buckets of 4,096 above.
+macro_rules! above {
+    ($board:expr, $score:literal) => {
+        concat!(
+            "(",
+            above!($board, "0", $score, concat!($score, " | 63")),
+            " + ",
+            above!($board, "1", concat!($score, " >> 6"), concat!($score, " >> 6 | 63")),
+            " + ",
+            above!($board, "2", concat!($score, " >> 12"), "9223372036854775807"),
+            ")"
+        )
+    };
+    ($board:expr, $level:literal, $over:expr, $up_to:expr) => {
+        concat!(
+            "(SELECT CAST(COALESCE(sum(c.users), 0) AS BIGINT) FROM leaderboard_scores c
+                WHERE c.tenant_id = $1 AND c.period = $2 AND c.period_start = $3
+                  AND c.specialty = ",
+            $board,
+            " AND c.level = ",
+            $level,
+            " AND c.bucket > (",
+            $over,
+            ") AND c.bucket <= (",
+            $up_to,
+            "))"
+        )
+    };
+}
+
 // The list is limited before names are looked up. With the caller's own row it is one statement,
 // and so one snapshot.
 macro_rules! standing {
@@ -141,11 +172,9 @@ macro_rules! standing {
                 s.reached_at
             FROM shown s LEFT JOIN users u ON u.tenant_id = $1 AND u.id = s.user_id
             UNION ALL
-            SELECT (SELECT CAST(COALESCE(sum(c.users), 0) AS BIGINT) FROM leaderboard_scores c
-                    WHERE c.tenant_id = $1 AND c.period = $2 AND c.period_start = $3
-                      AND c.specialty = ",
-            $board,
-            "         AND c.total_score > own.total_score),
+            SELECT ",
+            above!($board, "own.total_score"),
+            ",
                 own.user_id, own.user_id, NULL, own.specialty, own.total_score,
                 own.exams_completed, own.average, own.reached_at
             FROM own"
@@ -177,11 +206,13 @@ macro_rules! after {
 }
 const AFTER: &str = after!("");
 const AFTER_OF_SPECIALTY: &str = after!("AND specialty = $9");
-const COUNTS: &str = "SELECT
-        CAST(COALESCE(sum(CASE WHEN total_score > $4 THEN users END), 0) AS BIGINT),
-        CAST(COALESCE(sum(users), 0) AS BIGINT)
-    FROM leaderboard_scores WHERE tenant_id = $1 AND period = $2 AND period_start = $3
-      AND total_score >= $4 AND specialty = $5";
+const COUNTS: &str = concat!(
+    "SELECT ",
+    above!("$5", "$4"),
+    ", CAST(COALESCE((SELECT users FROM leaderboard_scores
+        WHERE tenant_id = $1 AND period = $2 AND period_start = $3 AND specialty = $5
+          AND level = 0 AND bucket = $4), 0) AS BIGINT)"
+);
 
 #[derive(sqlx::FromRow)]
 struct Row {
@@ -352,12 +383,12 @@ impl LeaderboardReads for SqlTx {
                 &b.user,
             ))
         });
-        let (above, at_or_above) = on!(self.conn(), c => sqlx::query_as(COUNTS)
+        let (above, equal): (i64, i64) = on!(self.conn(), c => sqlx::query_as(COUNTS)
             .bind(tenant.as_str()).bind(span.period.as_str()).bind(&span.start)
             .bind(after.total_score).bind(board.specialty.as_deref().unwrap_or_default())
             .fetch_one(c).await)
         .map_err(refusal)?;
-        Ok((entries, above, at_or_above))
+        Ok((entries, above, above + equal))
     }
 
     async fn leaderboard_revisions(&mut self) -> Result<Vec<(TenantId, i64)>, Refusal> {

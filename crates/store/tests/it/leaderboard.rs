@@ -130,26 +130,30 @@ impl Model {
     }
 }
 
-/// How many have a score: period, its start, specialty or empty, score, users.
-type Score = (String, String, String, i64, i64);
+/// How many have a score: period, its start, specialty or empty, level, bucket of scores, users.
+type Score = (String, String, String, i32, i64, i64);
 
 impl Model {
     fn scores(&self, zone: &TimeZone) -> Vec<Score> {
         let mut users: BTreeMap<_, i64> = BTreeMap::new();
         for (period, start, _, specialty, score, ..) in self.lines(zone) {
             for board in specialty.into_iter().chain([String::new()]) {
-                *users.entry((period.clone(), start.clone(), board, score)).or_default() += 1;
+                for level in 0..3 {
+                    let bucket = score >> (6 * level);
+                    let key = (period.clone(), start.clone(), board.clone(), level, bucket);
+                    *users.entry(key).or_default() += 1;
+                }
             }
         }
         users
             .into_iter()
-            .map(|((period, start, of, score), n)| (period, start, of, score, n))
+            .map(|((period, start, of, level, bucket), n)| (period, start, of, level, bucket, n))
             .collect()
     }
 }
 
 const SCORES: &str =
-    "SELECT period, period_start, specialty, total_score, users FROM leaderboard_scores";
+    "SELECT period, period_start, specialty, level, bucket, users FROM leaderboard_scores";
 
 async fn scores(world: &World) -> Vec<Score> {
     let mut scores: Vec<Score> = if world.is_sqlite() {
@@ -516,7 +520,7 @@ async fn lists_and_ranks_come_from_an_index() {
                     "leaderboard_scores",
                     format!(
                         "SELECT sum(users) FROM leaderboard_scores {place}
-                         AND specialty = 'Cardiology' AND total_score > 9900"
+                         AND specialty = 'Cardiology' AND level = 1 AND bucket > 128 AND bucket <= 191"
                     ),
                 ),
             ] {
@@ -587,7 +591,34 @@ async fn many(world: &World, count: i64) {
     }
 }
 
-/// Not a test but a measurement: `cargo test -p carillon-store -- --ignored --nocapture among`.
+/// Scores in several buckets of every level.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rank_is_one_more_than_those_above() {
+    for world in World::each().await {
+        many(&world, 5_000).await;
+        // 5,000 scores below 10,000, one of each.
+        let score_of = |n: i64| (n * 7919) % 10_000;
+        for (specialty, every) in [(None, 1), (Some("Cardiology".to_owned()), 3)] {
+            let board = Board { period: Period::Weekly, specialty, limit: 1 };
+            let span = Period::Weekly.span(&TimeZone::UTC, Timestamp(NOON)).unwrap();
+            for n in (3..=5_000).step_by(177) {
+                let who = UserId::new(format!("u{n:06}")).unwrap();
+                let mut reads = world.store.read().await.unwrap();
+                let standing = reads.board_standing(&tenant("t"), &board, &span, Some(&who)).await;
+                let counted = (1..=5_000).filter(|other| other % every == 0);
+                let above = counted.filter(|other| score_of(*other) > score_of(n)).count();
+                assert_eq!(
+                    standing.unwrap().own.map(|own| own.above),
+                    i64::try_from(above).ok(),
+                    "{}: {n} of {every}",
+                    world.store.kind()
+                );
+            }
+        }
+    }
+}
+
+/// Not a test but a measurement: `cargo test --workspace --test it -- --ignored --nocapture own_rank`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures"]
 async fn own_rank_among_a_hundred_thousand() {
