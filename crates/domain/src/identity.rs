@@ -123,6 +123,7 @@ pub struct Claims {
     pub name: Option<String>,
     pub role: Role,
     pub email: Option<String>,
+    pub avatar: Option<String>,
     /// When the token was issued; a row made from claims follows the newest token only.
     pub issued_at: Option<Timestamp>,
 }

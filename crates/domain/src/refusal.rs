@@ -69,6 +69,12 @@ pub enum Refusal {
     UnknownEvent,
     #[error("{0}")]
     TooLarge(Cow<'static, str>),
+    /// The credential proves nothing.
+    #[error("not authenticated")]
+    Unauthenticated,
+    /// The credential is good, and somebody else's: whoever shows it is not who came.
+    #[error("the credential is another user's")]
+    OtherUser,
     /// Foreign or absent: the two look the same.
     #[error("not allowed")]
     Forbidden,
@@ -119,6 +125,7 @@ impl Refusal {
         match self {
             Self::Required(_) | Self::Invalid(_) | Self::UnknownEvent => Code::Invalid,
             Self::TooLarge(_) => Code::TooLarge,
+            Self::Unauthenticated | Self::OtherUser => Code::Unauthenticated,
             Self::Forbidden => Code::Forbidden,
             Self::NotFound => Code::NotFound,
             Self::NotAMember => Code::NotAMember,

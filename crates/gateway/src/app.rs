@@ -21,6 +21,7 @@ use crate::{
     config::{self, Config},
     connection::{Connections, Limits, OUTBOUND_SLOTS},
     edge::{Edge, accept},
+    expiry::Expiries,
     fanout::Fanout,
     gateway::Gateway,
     http::{
@@ -91,11 +92,17 @@ impl Node {
         let store = Arc::new(open_store(config).await?);
         let limiter = Arc::new(Limiter::new(config));
         let metrics = Arc::new(Metrics::default());
+        let clock = Arc::new(SystemClock);
+        let origins = Arc::new(Origins::new(&config.apps, options.any_localhost_origin));
+        let auth_metrics = metrics.auth.clone();
+        let authenticator =
+            Arc::new(Authenticator::new(config, &origins, clock.clone(), auth_metrics)?);
         let domain = Arc::new(Domain {
             store: store.clone(),
-            clock: Arc::new(SystemClock),
+            clock,
             ids: Arc::new(UuidsV7),
             admission: limiter.clone(),
+            credentials: authenticator.clone(),
             presence: Presence::default(),
             typists: chat::typing_indicator::Typists::default(),
             chat: chat::Settings { open_rooms: config.chat.open_rooms },
@@ -106,13 +113,14 @@ impl Node {
         let hub = NodeHub::new(connections.clone());
         let (engine, io) = engine(config, hub.clone());
         let gateway = Arc::new(Gateway {
-            authenticator: Authenticator::new(&config.apps, &config.auth)?,
+            authenticator,
             fanout: Fanout::new(
                 hub.clone(),
                 io.clone(),
                 domain.clone(),
                 connections.clone(),
                 metrics.clone(),
+                Expiries::new(&config.auth),
             ),
             domain,
             connections: connections.clone(),
@@ -123,7 +131,6 @@ impl Node {
         });
         socketio::register(&gateway);
 
-        let origins = Arc::new(Origins::new(&config.apps, options.any_localhost_origin));
         let edge = Edge::new(
             engine,
             connections,

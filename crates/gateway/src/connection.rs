@@ -17,7 +17,7 @@ use futures_util::task::AtomicWaker;
 use socketioxide::socket::Sid;
 use tokio::sync::Notify;
 
-use crate::{inbox::Inbox, metrics::Metrics};
+use crate::{http::origin::OriginId, inbox::Inbox, metrics::Metrics};
 
 /// Slots of a connection's outbound queue in the engine. Never the limit, because what does not
 /// fit would be dropped silently: bytes and messages that wait are counted here.
@@ -41,9 +41,11 @@ fn now_ms() -> u64 {
 pub enum Closing {
     /// It does not read what is sent to it.
     SlowConsumer,
+    /// It shows one bad token after another.
+    Refused,
     /// It sends more than it waits for.
     Overloaded,
-    /// Its user could not be looked up.
+    /// Its user, or the key of its token, could not be looked up.
     Unavailable,
     /// This node is going away.
     Draining,
@@ -55,6 +57,7 @@ impl Closing {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::SlowConsumer => "slow_consumer",
+            Self::Refused => "refused",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
             Self::Draining => "draining",
@@ -68,6 +71,8 @@ impl Closing {
 pub struct Connection {
     /// The bearer token of the handshake's header, if there was one.
     pub bearer: Option<Box<str>>,
+    /// The page it comes from.
+    pub origin: Option<OriginId>,
     pub inbox: Inbox,
     pub reader: AtomicWaker,
     pub writer: AtomicWaker,
@@ -78,6 +83,10 @@ pub struct Connection {
     streams: AtomicUsize,
     has_streamed: AtomicBool,
     is_killed: AtomicBool,
+    /// A socket of it was let in.
+    has_entered: AtomicBool,
+    /// It is closed with the next sweep: what it was answered has gone out by then.
+    is_condemned: AtomicBool,
     /// When the client last asked for what waits, on polling.
     polled_at: AtomicU64,
     /// When reading was paused, and since when nothing that waits has been taken.
@@ -105,6 +114,23 @@ pub struct Rename {
 impl Connection {
     pub fn new(bearer: Option<Box<str>>, began_by_polling: bool) -> Self {
         Self { bearer, began_by_polling, polled_at: now_ms().into(), ..Self::default() }
+    }
+
+    /// Notes the page it comes from.
+    #[must_use]
+    pub fn on_page(self, origin: Option<OriginId>) -> Self {
+        Self { origin, ..self }
+    }
+
+    /// A socket of it was let in.
+    pub fn enter(&self) {
+        self.has_entered.store(true, Ordering::Relaxed);
+    }
+
+    /// Nobody was let in by it, and it is closed within a second.
+    pub fn condemn(&self) {
+        let is_strange = !self.has_entered.load(Ordering::Relaxed);
+        self.is_condemned.store(is_strange, Ordering::Relaxed);
     }
 
     pub fn sid(&self) -> Option<Sid> {
@@ -366,7 +392,9 @@ impl Connections {
             since != 0 && u128::from(now.saturating_sub(since)) > limit.as_millis()
         };
         for connection in self.all() {
-            if longer(&connection.stalled_since, self.limits.stalled) {
+            if connection.is_condemned.load(Ordering::Relaxed) {
+                self.kill(&connection, Closing::Refused);
+            } else if longer(&connection.stalled_since, self.limits.stalled) {
                 self.kill(&connection, Closing::SlowConsumer);
             } else if longer(&connection.paused_since, self.limits.paused) {
                 self.kill(&connection, Closing::Overloaded);

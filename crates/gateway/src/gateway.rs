@@ -17,7 +17,7 @@ use crate::{
 /// One node.
 pub struct Gateway {
     pub domain: Arc<Domain>,
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<Authenticator>,
     pub connections: Arc<Connections>,
     pub hub: Arc<NodeHub>,
     pub io: SocketIo<Adapter>,

@@ -15,7 +15,8 @@ use std::{
 
 use carillon_domain::{
     Code, Done, Refusal, Timestamp,
-    contract::{Class, Policy, RATE_LIMITED, Route, Telling, find_command},
+    contract::{Class, Command as _, Policy, RATE_LIMITED, Route, Telling, find_command},
+    credential::AuthRefresh,
     dispatch::{dispatch, reject},
 };
 use futures_util::FutureExt as _;
@@ -241,6 +242,14 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
             }
             Err(refusal) => {
                 refuse(gateway, &seat, ack, route.map(|route| &route.policy), &refusal);
+                match refusal {
+                    // Whoever shows it is not who came.
+                    Refusal::OtherUser => gateway.fanout.cut_connection(&seat),
+                    Refusal::Unavailable(_) if label == AuthRefresh::NAME => {
+                        gateway.fanout.expiries.doubt(&seat);
+                    }
+                    _ => {}
+                }
             }
         }
         let code_text = code.map_or("OK", Code::as_str);

@@ -60,6 +60,7 @@ pub async fn run(
             forget(&gateway, &limiter),
             close(&gateway, edge),
             boards(&gateway),
+            gateway.authenticator.keep_keys_fresh(),
         )
     };
     stop.run_until_cancelled(jobs).await;
@@ -79,6 +80,7 @@ async fn tick(gateway: &Gateway) {
             gateway.fanout.deliver_system(&tenant, effect);
         }
         gateway.fanout.tell_crowds();
+        gateway.fanout.expire(gateway.domain.clock.now());
     }
 }
 

@@ -10,7 +10,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::connection::Closing;
+use crate::{auth, connection::Closing};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CommandLabels {
@@ -31,6 +31,7 @@ const SECONDS: [f64; 12] =
 /// The numbers of one node.
 pub struct Metrics {
     registry: Registry,
+    pub auth: auth::Metrics,
     commands: Family<CommandLabels, Counter>,
     command_seconds: Histogram,
     closed: Family<ReasonLabels, Counter>,
@@ -50,6 +51,7 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("carillon");
         let command_seconds = Histogram::new(SECONDS);
         let metrics = Self {
+            auth: auth::Metrics::default(),
             commands: Family::default(),
             command_seconds,
             closed: Family::default(),
@@ -73,6 +75,7 @@ impl Default for Metrics {
         );
         registry.register("closed", "Connections ended by the server", metrics.closed.clone());
         registry.register("denied", "Connects refused", metrics.denied.clone());
+        metrics.auth.register(&mut registry);
         registry.register("broadcasts", "Events sent to rooms", metrics.broadcasts.clone());
         registry.register_with_unit(
             "broadcast",

@@ -9,7 +9,8 @@ use std::{
 };
 
 use carillon_domain::{
-    Caller, ConnectionId, contract::ALL_PATHS, dispatch::Joined, identity::Account, session,
+    Caller, ConnectionId, Effect, Timestamp, contract::ALL_PATHS, dispatch::Joined,
+    identity::Account, session,
 };
 use carillon_redis_adapter::{Hub, NodeAdapter};
 use socketioxide::{
@@ -22,7 +23,8 @@ use socketioxide::{
 };
 
 use crate::{
-    auth::Denied,
+    auth::{Denied, Presented, Reason},
+    config::Expiry,
     connection::{Closing, Connection},
     fanout::{tenant_room, user_room},
     gateway::Gateway,
@@ -41,6 +43,8 @@ pub struct Seat {
     pub sid: Sid,
     pub path: &'static str,
     pub socket: std::sync::Weak<Socket<Adapter>>,
+    /// When it is cut unless it shows a newer token; `None` where it outlives its token.
+    expires_at: Option<Timestamp>,
     has_arrived: AtomicBool,
     /// The caller as they are since their row was changed.
     renewed: Mutex<Option<Arc<Caller>>>,
@@ -108,6 +112,9 @@ pub fn register(gateway: &Arc<Gateway>) {
             let gateway = for_connect.clone();
             async move {
                 if let Some(seat) = socket.extensions.get::<Arc<Seat>>() {
+                    if let Some(expires_at) = seat.expires_at {
+                        gateway.fanout.expiries.watch(&seat, expires_at);
+                    }
                     inbox::push(&gateway, &seat, Item::Arrived(seat.clone()));
                     inbox::settle_after(session::SETTLING, &gateway, seat);
                 }
@@ -149,7 +156,7 @@ async fn connect(
         .extensions
         .get::<Arc<Connection>>()
         .cloned()
-        .ok_or(Denied::InvalidToken)?;
+        .ok_or(Denied::InvalidToken(Reason::Malformed))?;
     gateway.connections.insert(socket.id, &connection);
     let given = auth.as_ref().and_then(|auth| auth.get("token")).filter(|token| !token.is_null());
     let token = match given {
@@ -157,19 +164,26 @@ async fn connect(
         Some(token) => Some(token.as_str().unwrap_or("?")),
         None => connection.bearer.as_deref(),
     };
-    let identity = match gateway.authenticator.authenticate(&gateway.domain, token).await {
+    let presented = Presented { token, origin: connection.origin };
+    let identity = match gateway.authenticator.authenticate(&gateway.domain, presented).await {
         Ok(identity) => identity,
         Err(denied) => {
-            deny(gateway, &connection, &denied);
+            deny(gateway, &connection, token, &denied);
             return Err(denied);
         }
     };
     if let Err(refusal) = gateway.fanout.begin(&identity.tenant).await {
         let denied = Denied::Away(refusal);
-        deny(gateway, &connection, &denied);
+        deny(gateway, &connection, token, &denied);
         return Err(denied);
     }
+    connection.enter();
+    if let Some(account) = identity.followed {
+        let effect = Effect::Know(Arc::new(account));
+        gateway.fanout.deliver_system(&identity.tenant, effect);
+    }
     let caller = Caller {
+        app: Some(identity.app),
         tenant: identity.tenant,
         user: identity.user.id,
         name: identity.user.name,
@@ -187,6 +201,7 @@ async fn connect(
         sid: socket.id,
         path,
         socket: Arc::downgrade(&socket),
+        expires_at: (identity.expiry == Expiry::Enforce).then_some(identity.expires_at),
         has_arrived: AtomicBool::new(false),
         renewed: Mutex::default(),
     });
@@ -202,23 +217,34 @@ async fn connect(
         if has_ended {
             gateway.connections.remove(seat.sid);
         }
+        gateway.fanout.expiries.forget(&seat);
         inbox::push(&gateway, &seat, Item::Left(seat.clone()));
         std::future::ready(())
     });
     Ok(())
 }
 
-fn deny(gateway: &Gateway, connection: &Connection, denied: &Denied) {
+fn deny(gateway: &Gateway, connection: &Connection, token: Option<&str>, denied: &Denied) {
     gateway.metrics.denied(match denied {
         Denied::NoToken => "no_token",
-        Denied::InvalidToken => "invalid_token",
+        Denied::InvalidToken(_) => "invalid_token",
         Denied::UserNotFound => "user_not_found",
         Denied::Suspended => "suspended",
         Denied::Away(_) => "unavailable",
+        Denied::KeysAway => "keys_unavailable",
     });
-    if let Denied::Away(refusal) = denied {
-        tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
-        gateway.connections.kill(connection, Closing::Unavailable);
+    match denied {
+        Denied::Away(refusal) => {
+            tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
+            gateway.connections.kill(connection, Closing::Unavailable);
+        }
+        // That its source is away is told once, by who asks it.
+        Denied::KeysAway => gateway.connections.kill(connection, Closing::Unavailable),
+        Denied::NoToken | Denied::InvalidToken(_) | Denied::UserNotFound | Denied::Suspended => {
+            if gateway.authenticator.is_one_too_many(token.unwrap_or_default()) {
+                connection.condemn();
+            }
+        }
     }
 }
 

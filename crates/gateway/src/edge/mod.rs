@@ -149,8 +149,10 @@ impl Edge {
             .filter(|_| request.method() == Method::GET)
             .cloned()
             .ok_or(EngineError::BadRequest)?;
-        let connection = connection
-            .unwrap_or_else(|| Arc::new(Connection::new(bearer(request.headers()), false)));
+        let connection = connection.unwrap_or_else(|| {
+            let origin = self.origins.id(request.headers());
+            Arc::new(Connection::new(bearer(request.headers()), false).on_page(origin))
+        });
         let upgrade = hyper::upgrade::on(&mut request);
         let minimal = minimal(&request.into_parts().0, &connection, ());
         let Self { mut engine, connections, tasks, .. } = self;

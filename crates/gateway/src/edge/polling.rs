@@ -44,7 +44,9 @@ impl Edge {
     }
 
     async fn open(&mut self, head: &Parts) -> Result<Response<Body>, EngineError> {
-        let connection = Arc::new(Connection::new(bearer(&head.headers), true));
+        let origin = self.origins.id(&head.headers);
+        let connection = Connection::new(bearer(&head.headers), true).on_page(origin);
+        let connection = Arc::new(connection);
         let (status, body) = self.ask(minimal(head, &connection, Full::default())).await?;
         let sid = opened(&body).ok_or(EngineError::BadRequest)?;
         self.connections.insert(sid, &connection);
