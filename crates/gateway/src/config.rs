@@ -298,7 +298,8 @@ pub struct Key {
     /// A JSON Web Key Set: the path of a file, or an `https://` address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwks: Option<String>,
-    /// How often a `jwks` address is asked again, 10 s to 24 h; a file is read whenever it changes.
+    /// How often a `jwks` address is asked again, 10 s to 24 h, 10 min unless said otherwise; a file
+    /// is read whenever it changes.
     #[serde(default = "every_ten_minutes", skip_serializing_if = "is_every_ten_minutes")]
     pub refresh: Span,
 }

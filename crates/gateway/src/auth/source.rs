@@ -55,6 +55,7 @@ pub struct Source {
     current: RwLock<Current>,
     /// Raised with every change of any key set.
     generation: Arc<AtomicU64>,
+    made: Instant,
     /// Rung when a handshake wants it to look.
     wanted: Notify,
     wanted_at: Mutex<Option<Instant>>,
@@ -120,6 +121,7 @@ impl Source {
             refresh: key.refresh.0,
             current: RwLock::default(),
             generation: shared.generation.clone(),
+            made: Instant::now(),
             wanted: Notify::new(),
             wanted_at: Mutex::default(),
             rounds: watch::Sender::new(None),
@@ -182,6 +184,7 @@ impl Source {
             Ok(Err(_)) | Err(_) => None,
         };
         let is_settled = round.is_some_and(|round| {
+            // Tokens carry whole seconds; a key is published before it signs.
             let is_older = issued_at.is_some_and(|issued| issued <= round.began_at);
             round.is_ok && (round.began >= presented || is_older)
         });
@@ -190,6 +193,10 @@ impl Source {
 
     /// When the look was wanted that this token shares.
     fn want(&self) -> Instant {
+        if self.rounds.borrow().is_none() {
+            // The first look is on its way.
+            return self.made;
+        }
         let mut wanted_at = self.wanted_at.lock().unwrap_or_else(PoisonError::into_inner);
         match *wanted_at {
             Some(at) if at.elapsed() < COOLDOWN => at,
