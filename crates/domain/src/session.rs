@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    chat,
     contract::{
         Class, Command, Event, EventRow, Everywhere, Handle, Namespace as _, Policy, Route, Scope,
         Telling, ToCaller, event, route,
@@ -100,6 +101,18 @@ pub async fn settled(app: &App, caller: &Caller, path: &str) -> (Vec<Effect>, Re
         Err(refusal) => result = result.and(Err(refusal)),
     }
     (effects, result)
+}
+
+/// The caller's rights have changed: the socket leaves the rooms that they may not hear any more.
+pub async fn review(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
+    let mut cx = Cx::new(app, caller, Scope::Rows, app.clock.now());
+    for room in caller.joined.all() {
+        match room.exam() {
+            Some(exam) => exam::review(&mut cx, &exam).await?,
+            None => chat::review(&mut cx, &room).await?,
+        }
+    }
+    cx.commit().await
 }
 
 /// At most so many users are noted in one transaction.

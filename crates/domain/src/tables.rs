@@ -91,6 +91,7 @@ fn stranger(role: Role) -> Caller {
         connection: ConnectionId::new("c").unwrap(),
         joined: Joined::default(),
         told: crate::exam::Told::default(),
+        grant: crate::dispatch::Grant::default(),
     }
 }
 

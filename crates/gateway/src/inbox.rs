@@ -77,6 +77,8 @@ pub enum Item {
     Arrived(Arc<Seat>),
     /// It has been there for a moment.
     Settled(Arc<Seat>),
+    /// Its user's rights have changed.
+    Changed(Arc<Seat>),
     /// Its client asks for something.
     Asked(Box<Asked>),
     /// It is gone.
@@ -87,7 +89,7 @@ impl Item {
     fn bytes(&self) -> usize {
         match self {
             Self::Asked(asked) => asked.text.len(),
-            Self::Arrived(_) | Self::Settled(_) | Self::Left(_) => 0,
+            Self::Arrived(_) | Self::Settled(_) | Self::Changed(_) | Self::Left(_) => 0,
         }
     }
 }
@@ -188,6 +190,7 @@ async fn handle(gateway: &Arc<Gateway>, item: Item) {
                 settle_after(SETTLE_AGAIN, gateway, seat);
             }
         }
+        Item::Changed(seat) => seat.review(gateway).await,
         Item::Left(seat) => seat.leave(gateway).await,
         Item::Asked(asked) => {
             asked.seat.arrive(gateway).await;
@@ -259,9 +262,18 @@ async fn run(
     received_at: Timestamp,
     acknowledged: bool,
 ) -> Result<Done, Refusal> {
-    let renewed = seat.renewed();
-    let caller = renewed.as_deref().unwrap_or(&seat.caller);
-    let work = dispatch(&gateway.domain, caller, route, payload, received_at, acknowledged);
+    let work = async {
+        loop {
+            let caller = seat.current();
+            let work =
+                dispatch(&gateway.domain, &caller, route, payload, received_at, acknowledged);
+            match work.await {
+                // Judged anew, by what they may do now; until patience ends.
+                Err(Refusal::Outdated) => {}
+                result => return result,
+            }
+        }
+    };
     let patience = match route.policy.class {
         Class::Exam => EXAM_PATIENCE,
         _ => PATIENCE,

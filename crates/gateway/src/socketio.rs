@@ -9,7 +9,11 @@ use std::{
 };
 
 use carillon_domain::{
-    Caller, ConnectionId, contract::ALL_PATHS, dispatch::Joined, identity::Account, session,
+    Caller, ConnectionId, Refusal,
+    contract::ALL_PATHS,
+    dispatch::{Grant, Joined},
+    identity::{Account, Issue, UserStatus},
+    session,
 };
 use carillon_redis_adapter::{Hub, NodeAdapter};
 use socketioxide::{
@@ -36,7 +40,10 @@ pub type NodeHub = Hub<Emitter>;
 
 /// One Socket.IO socket of ours: a caller in one namespace of one connection.
 pub struct Seat {
-    pub caller: Caller,
+    /// Who came. What they are by now is in [`Self::current`].
+    pub caller: Arc<Caller>,
+    /// The token that let them in.
+    issue: Issue,
     pub connection: Arc<Connection>,
     pub sid: Sid,
     pub path: &'static str,
@@ -47,20 +54,32 @@ pub struct Seat {
 }
 
 impl Seat {
+    /// Whether the user may go on with the token that let this socket in.
+    pub fn may_stay(&self, account: &Account) -> bool {
+        account.status != UserStatus::Suspended && account.tokens.accepts(self.issue)
+    }
+
     /// The user's row has changed: what the socket asks from now on, it asks as who they are now.
     pub fn renew(&self, account: &Account) {
-        let caller = Caller {
+        let was = self.current();
+        if (&was.name, &was.avatar, was.role) == (&account.name, &account.avatar, account.role) {
+            return;
+        }
+        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.caller.grant.change();
+        *renewed = Some(Arc::new(Caller {
             name: account.name.clone(),
             avatar: account.avatar.clone(),
             role: account.role,
-            ..self.caller.clone()
-        };
-        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(caller));
+            grant: self.caller.grant.renewed(),
+            ..Caller::clone(&self.caller)
+        }));
     }
 
-    /// `None` while the caller is who came.
-    pub fn renewed(&self) -> Option<Arc<Caller>> {
-        self.renewed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Who the user is now.
+    pub fn current(&self) -> Arc<Caller> {
+        let renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        renewed.as_ref().unwrap_or(&self.caller).clone()
     }
 
     /// Tells the others, once, before anything else of this socket is handled.
@@ -68,7 +87,7 @@ impl Seat {
         if self.has_arrived.swap(true, Ordering::AcqRel) {
             return;
         }
-        match session::connected(&gateway.domain, &self.caller).await {
+        match session::connected(&gateway.domain, &self.current()).await {
             Ok(effects) => gateway.fanout.deliver(self, effects).await,
             // Without its rooms the user could not be shown to anybody: the client comes back.
             Err(_) => gateway.connections.kill(&self.connection, Closing::Unavailable),
@@ -80,12 +99,24 @@ impl Seat {
         if !self.socket.upgrade().is_some_and(|socket| socket.connected()) {
             return true;
         }
-        let (effects, result) = session::settled(&gateway.domain, &self.caller, self.path).await;
+        let caller = self.current();
+        let (effects, result) = session::settled(&gateway.domain, &caller, self.path).await;
         gateway.fanout.deliver(self, effects).await;
         let Err(refusal) = result else { return true };
         let code = refusal.code().as_str();
         tracing::warn!(code, "a socket could not be given what is kept for its user");
         refusal.retry_after().is_none()
+    }
+
+    /// Takes the socket out of what its user may not hear any more.
+    pub async fn review(&self, gateway: &Gateway) {
+        match session::review(&gateway.domain, &self.current()).await {
+            Ok(effects) => gateway.fanout.deliver(self, effects).await,
+            // It is being disconnected, or will be reviewed again.
+            Err(Refusal::Unauthenticated | Refusal::Outdated) => {}
+            // Nothing is heard that may not be: the client comes back, and is let in as who it is.
+            Err(_) => gateway.connections.kill(&self.connection, Closing::Unavailable),
+        }
     }
 
     /// Tells the others, after everything this socket had asked for.
@@ -178,11 +209,13 @@ async fn connect(
         connection: public_id(),
         joined: Joined::default(),
         told: carillon_domain::exam::Told::default(),
+        grant: Grant::default(),
     };
     connection.rename(path, socket.id, caller.connection.as_str());
     socket.join(vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)]);
     let seat = Arc::new(Seat {
-        caller,
+        caller: Arc::new(caller),
+        issue: identity.issue,
         connection,
         sid: socket.id,
         path,

@@ -14,7 +14,7 @@ use carillon_domain::{
     contract::{Class, Command, Scope, find_command},
     dispatch::{Joined, dispatch},
     exam,
-    identity::{Claims, Role},
+    identity::{Claims, Issue, Role},
     leaderboard,
     ports::{Admission, Clock, Ids, Store as _},
     presence::Presence,
@@ -124,7 +124,7 @@ impl World {
                 name: Some((*id).into()),
                 role: Role::Student,
                 email: None,
-                issued_at: None,
+                issue: Issue::default(),
             };
             tx.provision_user(&t, &claims, self.app.clock.now()).await.unwrap();
         }
@@ -163,6 +163,7 @@ pub fn caller(tenant_id: &str, id: &str) -> Caller {
         connection: ConnectionId::new(format!("connection-of-{id}")).unwrap(),
         joined: Joined::default(),
         told: carillon_domain::exam::Told::default(),
+        grant: carillon_domain::dispatch::Grant::default(),
     }
 }
 
