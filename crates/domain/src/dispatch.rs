@@ -40,6 +40,7 @@ pub struct App {
     pub presence: Presence,
     pub typists: Typists,
     pub chat: chat::Settings,
+    pub returning: chat::returning::Returning,
     pub exams: exam::State,
     pub leaderboard: leaderboard::Settings,
 }
@@ -63,6 +64,8 @@ pub struct Caller {
     pub avatar: Option<String>,
     pub role: Role,
     pub connection: ConnectionId,
+    /// The socket's namespace.
+    pub namespace: &'static str,
     /// The rooms this socket has joined. Changed by the fanout when a `Join` or `Leave` takes
     /// effect, never by a handler.
     pub joined: Joined,
@@ -124,6 +127,7 @@ impl Caller {
             avatar: None,
             role: Role::SuperAdmin,
             connection: ConnectionId::new("system").expect("a sound id"),
+            namespace: "",
             joined: Joined::default(),
             told: exam::Told::default(),
             grant: Grant::default(),

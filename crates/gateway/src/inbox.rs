@@ -21,7 +21,7 @@ use carillon_domain::{
 use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use socketioxide::extract::AckSender;
+use socketioxide::{extract::AckSender, socket::DisconnectReason};
 use tracing::Instrument as _;
 
 use crate::{
@@ -82,14 +82,14 @@ pub enum Item {
     /// Its client asks for something.
     Asked(Box<Asked>),
     /// It is gone.
-    Left(Arc<Seat>),
+    Left(Arc<Seat>, DisconnectReason),
 }
 
 impl Item {
     fn bytes(&self) -> usize {
         match self {
             Self::Asked(asked) => asked.text.len(),
-            Self::Arrived(_) | Self::Settled(_) | Self::Changed(_) | Self::Left(_) => 0,
+            Self::Arrived(_) | Self::Settled(_) | Self::Changed(_) | Self::Left(..) => 0,
         }
     }
 }
@@ -191,7 +191,7 @@ async fn handle(gateway: &Arc<Gateway>, item: Item) {
             }
         }
         Item::Changed(seat) => seat.review(gateway).await,
-        Item::Left(seat) => seat.leave(gateway).await,
+        Item::Left(seat, reason) => seat.leave(gateway, reason).await,
         Item::Asked(asked) => {
             asked.seat.arrive(gateway).await;
             answer(gateway, *asked).await;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use carillon_domain::{
-    Effect, Refusal, TenantId, Timestamp, UserId, contract::Scope, notification,
+    Effect, Refusal, TenantId, Timestamp, UserId, chat::returning, contract::Scope, notification,
     ports::ChangedUser, presence::NOTED_EVERY, session,
 };
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -35,6 +35,8 @@ const RIGHTS: Duration = Duration::from_millis(500);
 const SETTLING: Duration = Duration::from_secs(5);
 /// Who has just come is noted within this.
 const NOTE: Duration = Duration::from_secs(2);
+/// Who has just joined a room is put back into it after a crash that comes later than this.
+const ROOMS: Duration = Duration::from_millis(100);
 /// A board that has changed is shown within this, and the time that takes.
 const BOARDS: Duration = Duration::from_millis(500);
 /// What could not be pushed to somebody who listens is found within this.
@@ -67,6 +69,7 @@ pub async fn run(
             exams::carry_out_results(&gateway),
             sweep(&gateway),
             note_seen(&gateway),
+            note_rooms(&gateway),
             undelivered(&gateway),
             forget(&gateway, &limiter),
             close(&gateway, edge),
@@ -200,6 +203,16 @@ async fn note_seen(gateway: &Gateway) {
     }
 }
 
+async fn note_rooms(gateway: &Gateway) {
+    let mut was_away = false;
+    let mut ticks = every(ROOMS);
+    loop {
+        ticks.tick().await;
+        let result = returning::write(&gateway.domain).await;
+        was_away = report("noting who is in which room", result, was_away);
+    }
+}
+
 async fn undelivered(gateway: &Gateway) {
     let mut was_away = false;
     let mut looked_at = HashMap::new();
@@ -246,6 +259,9 @@ async fn forget(gateway: &Gateway, limiter: &Limiter) {
         while let Ok(deleted) = forget_replies(gateway, before).await
             && deleted == u64::from(BATCH)
         {}
+        while let Ok(deleted) = forget_rooms(gateway).await
+            && deleted == u64::from(BATCH)
+        {}
         while let Ok(deleted) = forget_user_changes(gateway, before).await
             && deleted == u64::from(BATCH)
         {}
@@ -260,6 +276,15 @@ async fn forget_replies(gateway: &Gateway, before: Timestamp) -> Result<u64, Ref
     let nobody = TenantId::new("system").map_err(Refusal::internal)?;
     let mut tx = gateway.domain.store.begin(&nobody, Scope::Rows).await?;
     let deleted = tx.forget_replies(before, BATCH).await?;
+    tx.commit().await?;
+    Ok(deleted)
+}
+
+async fn forget_rooms(gateway: &Gateway) -> Result<u64, Refusal> {
+    let nobody = TenantId::new("system").map_err(Refusal::internal)?;
+    let before = returning::forgotten_before(gateway.domain.clock.now());
+    let mut tx = gateway.domain.store.begin(&nobody, Scope::Rows).await?;
+    let deleted = tx.forget_rooms(before, BATCH).await?;
     tx.commit().await?;
     Ok(deleted)
 }

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use carillon_domain::{
@@ -13,7 +14,7 @@ use carillon_domain::{
     contract::ALL_PATHS,
     dispatch::{Grant, Joined},
     identity::{Account, Issue, UserStatus},
-    session,
+    session::{self, Ending},
 };
 use carillon_redis_adapter::{Hub, NodeAdapter};
 use socketioxide::{
@@ -38,6 +39,9 @@ pub type Adapter = NodeAdapter<Emitter>;
 /// The adapters of this node.
 pub type NodeHub = Hub<Emitter>;
 
+/// What a lost socket leaves behind is written by then.
+const PASSED_ON: Duration = Duration::from_millis(500);
+
 /// One Socket.IO socket of ours: a caller in one namespace of one connection.
 pub struct Seat {
     /// Who came. What they are by now is in [`Self::current`].
@@ -48,6 +52,7 @@ pub struct Seat {
     pub sid: Sid,
     pub path: &'static str,
     pub socket: std::sync::Weak<Socket<Adapter>>,
+    since: Instant,
     has_arrived: AtomicBool,
     /// The caller as they are since their row was changed.
     renewed: Mutex<Option<Arc<Caller>>>,
@@ -100,7 +105,7 @@ impl Seat {
             return true;
         }
         let caller = self.current();
-        let (effects, result) = session::settled(&gateway.domain, &caller, self.path).await;
+        let (effects, result) = session::settled(&gateway.domain, &caller).await;
         gateway.fanout.deliver(self, effects).await;
         let Err(refusal) = result else { return true };
         let code = refusal.code().as_str();
@@ -120,13 +125,30 @@ impl Seat {
     }
 
     /// Tells the others, after everything this socket had asked for.
-    pub async fn leave(&self, gateway: &Gateway) {
+    pub async fn leave(&self, gateway: &Arc<Gateway>, reason: DisconnectReason) {
+        let ending = match reason {
+            DisconnectReason::ServerNSDisconnect => Ending::Cut,
+            _ => Ending::Lost,
+        };
         if !self.has_arrived.swap(true, Ordering::AcqRel) {
             // Gone before anybody was told that it came.
             return;
         }
-        let effects = session::disconnected(&gateway.domain, &self.caller);
+        let effects = session::disconnected(&gateway.domain, &self.caller, ending);
         gateway.fanout.deliver(self, effects).await;
+        if matches!(reason, DisconnectReason::HeartbeatTimeout | DisconnectReason::TransportError) {
+            self.pass_on(gateway);
+        }
+    }
+
+    /// A link that breaks is noticed late: its client may be back already, on a socket that found
+    /// nothing lost when it came.
+    fn pass_on(&self, gateway: &Arc<Gateway>) {
+        for seat in gateway.fanout.seats_of(&self.caller.tenant, &self.caller.user) {
+            if seat.since.elapsed() <= gateway.connections.unnoticed() {
+                inbox::settle_after(PASSED_ON, gateway, seat);
+            }
+        }
     }
 }
 
@@ -207,6 +229,7 @@ async fn connect(
         avatar: identity.user.avatar,
         role: identity.user.role,
         connection: public_id(),
+        namespace: path,
         joined: Joined::default(),
         told: carillon_domain::exam::Told::default(),
         grant: Grant::default(),
@@ -220,6 +243,7 @@ async fn connect(
         sid: socket.id,
         path,
         socket: Arc::downgrade(&socket),
+        since: Instant::now(),
         has_arrived: AtomicBool::new(false),
         renewed: Mutex::default(),
     });
@@ -235,7 +259,7 @@ async fn connect(
         if has_ended {
             gateway.connections.remove(seat.sid);
         }
-        inbox::push(&gateway, &seat, Item::Left(seat.clone()));
+        inbox::push(&gateway, &seat, Item::Left(seat.clone(), reason));
         std::future::ready(())
     });
     Ok(())

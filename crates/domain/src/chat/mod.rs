@@ -18,6 +18,7 @@ pub mod events;
 pub mod join_room;
 pub mod leave_room;
 pub mod mark_message_read;
+pub mod returning;
 pub mod send_message;
 pub mod text;
 pub mod typing_indicator;

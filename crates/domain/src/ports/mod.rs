@@ -8,6 +8,7 @@ mod api;
 mod exam;
 mod leaderboard;
 mod notification;
+mod returning;
 mod study_group;
 
 pub use self::{
@@ -15,6 +16,7 @@ pub use self::{
     exam::{ExamReads, ExamWrites},
     leaderboard::{LeaderboardReads, LeaderboardWrites},
     notification::{NotificationReads, NotificationWrites},
+    returning::{ReturnReads, ReturnWrites},
     study_group::{StudyGroupReads, StudyGroupWrites},
 };
 
@@ -65,6 +67,7 @@ pub trait Reads:
     + ExamReads
     + LeaderboardReads
     + NotificationReads
+    + ReturnReads
     + StudyGroupReads
     + ApiReads
 {
@@ -76,6 +79,7 @@ impl<T> Reads for T where
         + ExamReads
         + LeaderboardReads
         + NotificationReads
+        + ReturnReads
         + StudyGroupReads
         + ApiReads
 {
@@ -90,6 +94,7 @@ pub trait Tx:
     + ExamWrites
     + LeaderboardWrites
     + NotificationWrites
+    + ReturnWrites
     + StudyGroupWrites
     + ApiWrites
 {

@@ -10,7 +10,7 @@ use std::{
 
 use carillon_domain::{
     App, Caller, ConnectionId, Done, Effect, Refusal, TenantId, Timestamp, UserId,
-    chat::{Settings, typing_indicator::Typists},
+    chat::{Settings, returning::Returning, typing_indicator::Typists},
     contract::{Class, Command, Scope, find_command},
     dispatch::{Joined, dispatch},
     exam,
@@ -68,6 +68,7 @@ impl World {
             presence: Presence::default(),
             typists: Typists::default(),
             chat: Settings::default(),
+            returning: Returning::new("this run".into()),
             exams: exam::State::new(exam_settings(), Timestamp(0)),
             leaderboard: leaderboard::Settings::default(),
         };
@@ -161,6 +162,7 @@ pub fn caller(tenant_id: &str, id: &str) -> Caller {
         avatar: None,
         role: Role::Student,
         connection: ConnectionId::new(format!("connection-of-{id}")).unwrap(),
+        namespace: "/",
         joined: Joined::default(),
         told: carillon_domain::exam::Told::default(),
         grant: carillon_domain::dispatch::Grant::default(),
