@@ -13,7 +13,7 @@ use crate::{
         Class, Command, Event, EventRow, Everywhere, Handle, Policy, Route, ToCaller, event, route,
     },
     dispatch::{Cx, Effect},
-    identity::User,
+    identity::{Issue, User},
     ids::{AppId, TenantId, Timestamp},
     refusal::Refusal,
 };
@@ -50,6 +50,7 @@ pub struct Bearer {
     pub tenant: TenantId,
     /// The row as it is now.
     pub user: User,
+    pub issue: Issue,
     pub expires_at: Timestamp,
 }
 
@@ -81,7 +82,7 @@ impl Command for AuthRefresh {
 
 impl Handle for AuthRefresh {
     async fn handle(self, cx: &mut Cx<'_>) -> Result<AuthRefreshed, Refusal> {
-        let Bearer { app, tenant, user, expires_at } =
+        let Bearer { app, tenant, user, issue, expires_at } =
             cx.app.credentials.verify(cx.app, &self.token).await?;
         let caller = cx.caller;
         if user.id != caller.user || tenant != caller.tenant {
@@ -90,12 +91,13 @@ impl Handle for AuthRefresh {
         if caller.app.as_ref() != Some(&app) {
             return Err(Refusal::Unauthenticated);
         }
+        // First: the row may have followed this token, and refuse the one before.
+        cx.record(Effect::Extend(issue, expires_at));
         let is_another =
             user.name != caller.name || user.role != caller.role || user.avatar != caller.avatar;
         if is_another && let Some(account) = cx.read().await?.account(&tenant, &user.id).await? {
             cx.record(Effect::Know(Arc::new(account)));
         }
-        cx.record(Effect::Extend(expires_at));
         Ok(AuthRefreshed { expires_at })
     }
 }

@@ -67,14 +67,18 @@ pub enum Refusal {
     Invalid(Cow<'static, str>),
     #[error("no such event")]
     UnknownEvent,
-    #[error("{0}")]
-    TooLarge(Cow<'static, str>),
-    /// The credential proves nothing.
+    /// Whatever let the caller in does so no more, or what they show proves nothing.
     #[error("not authenticated")]
     Unauthenticated,
     /// The credential is good, and somebody else's: whoever shows it is not who came.
     #[error("the credential is another user's")]
     OtherUser,
+    /// The caller's rights changed while the command ran: nothing was kept, and the same command
+    /// is judged anew.
+    #[error("the caller's rights have changed")]
+    Outdated,
+    #[error("{0}")]
+    TooLarge(Cow<'static, str>),
     /// Foreign or absent: the two look the same.
     #[error("not allowed")]
     Forbidden,
@@ -138,7 +142,7 @@ impl Refusal {
             Self::AlreadyMember => Code::AlreadyMember,
             Self::RateLimited { .. } => Code::RateLimited,
             Self::Busy { .. } => Code::Busy,
-            Self::Unavailable(_) => Code::Unavailable,
+            Self::Unavailable(_) | Self::Outdated => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
     }
@@ -147,7 +151,7 @@ impl Refusal {
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after } | Self::Busy { retry_after } => Some(*retry_after),
-            Self::Unavailable(_) => Some(Duration::from_secs(1)),
+            Self::Unavailable(_) | Self::Outdated => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

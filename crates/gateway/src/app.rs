@@ -5,7 +5,11 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use axum::{Router, extract::Request, routing::any};
 use carillon_domain::{
-    App as Domain, TenantId, Timestamp, chat,
+    App as Domain, TenantId, Timestamp,
+    chat::{
+        self,
+        returning::{self, Returning},
+    },
     contract::Scope,
     exam::{self, journal::JournalKey},
     ports::{Clock, Ids, Store as _},
@@ -106,9 +110,13 @@ impl Node {
             presence: Presence::default(),
             typists: chat::typing_indicator::Typists::default(),
             chat: chat::Settings { open_rooms: config.chat.open_rooms },
+            returning: Returning::new(UuidsV7.uuid()),
             exams: exam::State::new(exam_settings(config, &store).await?, SystemClock.now()),
             leaderboard: config.leaderboard_settings()?,
         });
+        returning::take_over(&domain, &TenantId::new("system")?)
+            .await
+            .context("cannot read who was here")?;
         let connections = Connections::new(limits(config), metrics.clone());
         let hub = NodeHub::new(connections.clone());
         let (engine, io) = engine(config, hub.clone());

@@ -352,6 +352,11 @@ impl Connections {
         self.by_sid.write().unwrap_or_else(PoisonError::into_inner).remove(&sid);
     }
 
+    /// The longest that a link may have been broken when that is noticed.
+    pub fn unnoticed(&self) -> Duration {
+        self.limits.silent
+    }
+
     pub fn len(&self) -> usize {
         self.by_sid.read().unwrap_or_else(PoisonError::into_inner).len()
     }

@@ -14,6 +14,7 @@ use carillon_domain::{
     App as Domain, Effect, Emit, Offset, Refusal, RoomId, TenantId, Timestamp, UserId,
     contract::{ALL_PATHS, Address, Event as _},
     credential::AuthExpiring,
+    identity::Issue,
     leaderboard::Board,
 };
 use carillon_redis_adapter::Broadcast;
@@ -154,7 +155,7 @@ impl Fanout {
                 }
                 Effect::Hear(room) => self.hear(seat, &room),
                 Effect::Look { board, seen } => self.look(seat, board, seen),
-                Effect::Extend(until) => self.extend(seat, until),
+                Effect::Extend(issue, until) => self.extend(seat, issue, until),
                 other => self.deliver_system(tenant, other),
             }
         }
@@ -173,7 +174,11 @@ impl Fanout {
             }
             Effect::Know(account) => {
                 for seat in self.seats_of(tenant, &account.id) {
-                    seat.renew(&account);
+                    if seat.may_stay(&account) {
+                        seat.renew(&account);
+                    } else {
+                        self.cut(&seat);
+                    }
                 }
             }
             Effect::ShowBoards => self.boards.show_again(tenant),
@@ -185,7 +190,7 @@ impl Fanout {
             | Effect::Enter(_)
             | Effect::Watch(_)
             | Effect::Hear(_)
-            | Effect::Extend(_)
+            | Effect::Extend(..)
             | Effect::Look { .. } => {}
         }
     }
@@ -219,9 +224,10 @@ impl Fanout {
     }
 
     /// The client of a connection holds one token, whatever namespaces it is in.
-    fn extend(&self, seat: &Seat, until: Timestamp) {
+    fn extend(&self, seat: &Seat, issue: Issue, until: Timestamp) {
         let all = self.seats_of(&seat.caller.tenant, &seat.caller.user);
         for other in all.iter().filter(|other| other.sid == seat.sid) {
+            other.extend(issue);
             self.expiries.extend(other, until);
         }
     }
@@ -262,6 +268,7 @@ impl Fanout {
 
     /// Ends a socket with a disconnect packet: coming back is of no use.
     pub fn cut(&self, seat: &Seat) {
+        seat.caller.grant.end();
         let Some(socket) = seat.socket.upgrade() else { return };
         if socket.disconnect().is_err() {
             self.connections.kill(&seat.connection, Closing::SlowConsumer);

@@ -22,7 +22,7 @@ use carillon_domain::{
 use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use socketioxide::extract::AckSender;
+use socketioxide::{extract::AckSender, socket::DisconnectReason};
 use tracing::Instrument as _;
 
 use crate::{
@@ -78,17 +78,19 @@ pub enum Item {
     Arrived(Arc<Seat>),
     /// It has been there for a moment.
     Settled(Arc<Seat>),
+    /// Its user's rights have changed.
+    Changed(Arc<Seat>),
     /// Its client asks for something.
     Asked(Box<Asked>),
     /// It is gone.
-    Left(Arc<Seat>),
+    Left(Arc<Seat>, DisconnectReason),
 }
 
 impl Item {
     fn bytes(&self) -> usize {
         match self {
             Self::Asked(asked) => asked.text.len(),
-            Self::Arrived(_) | Self::Settled(_) | Self::Left(_) => 0,
+            Self::Arrived(_) | Self::Settled(_) | Self::Changed(_) | Self::Left(..) => 0,
         }
     }
 }
@@ -189,7 +191,8 @@ async fn handle(gateway: &Arc<Gateway>, item: Item) {
                 settle_after(SETTLE_AGAIN, gateway, seat);
             }
         }
-        Item::Left(seat) => seat.leave(gateway).await,
+        Item::Changed(seat) => seat.review(gateway).await,
+        Item::Left(seat, reason) => seat.leave(gateway, reason).await,
         Item::Asked(asked) => {
             asked.seat.arrive(gateway).await;
             answer(gateway, *asked).await;
@@ -268,9 +271,18 @@ async fn run(
     received_at: Timestamp,
     acknowledged: bool,
 ) -> Result<Done, Refusal> {
-    let renewed = seat.renewed();
-    let caller = renewed.as_deref().unwrap_or(&seat.caller);
-    let work = dispatch(&gateway.domain, caller, route, payload, received_at, acknowledged);
+    let work = async {
+        loop {
+            let caller = seat.current();
+            let work =
+                dispatch(&gateway.domain, &caller, route, payload, received_at, acknowledged);
+            match work.await {
+                // Judged anew, by what they may do now; until patience ends.
+                Err(Refusal::Outdated) => {}
+                result => return result,
+            }
+        }
+    };
     let patience = match route.policy.class {
         Class::Exam => EXAM_PATIENCE,
         _ => PATIENCE,

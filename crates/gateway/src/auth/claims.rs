@@ -7,7 +7,7 @@ use carillon_domain::{
     AppId, TenantId, Timestamp, UserId,
     api::users::{MAX_EMAIL, MAX_NAME},
     chat::text,
-    identity::{Claims, Role},
+    identity::{Claims, Issue, Role},
 };
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
@@ -145,7 +145,10 @@ impl App {
                 avatar: find(claims, &self.names.picture)
                     .and_then(Value::as_str)
                     .and_then(|link| text::link("picture", Some(link.to_owned())).ok().flatten()),
-                issued_at,
+                issue: Issue {
+                    at: issued_at,
+                    version: find(claims, "tokenVersion").and_then(Value::as_i64).unwrap_or(0),
+                },
             },
             expires_at,
             has_expired: expires_at.after(at.leeway) <= at.now,

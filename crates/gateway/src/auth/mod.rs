@@ -24,7 +24,7 @@ use carillon_domain::{
     App as Domain, AppId, Refusal, TenantId, Timestamp,
     contract::Scope,
     credential::{Bearer, MAX_TOKEN, Token},
-    identity::{Account, Claims, User, UserStatus},
+    identity::{Claims, Issue, User, UserStatus},
     ports::{Clock, Credentials},
     presence::NOTED_WINDOW,
 };
@@ -114,8 +114,7 @@ pub struct Identity {
     pub user: User,
     pub expires_at: Timestamp,
     pub expiry: Expiry,
-    /// The row, when it has followed this token: other sockets of the user do not know yet.
-    pub followed: Option<Account>,
+    pub issue: Issue,
 }
 
 /// Whether a token that has expired may still bring somebody back.
@@ -225,9 +224,9 @@ impl Authenticator {
                 return Err(Denied::InvalidToken(Reason::Expired));
             }
         }
-        let (user, followed) = find_user(domain, app, &claims, now).await.map_err(Denied::Away)?;
-        let user = user.ok_or(Denied::UserNotFound)?;
-        if !user.accepts_token_of(claims.issued_at) {
+        let found = find_user(domain, app, &claims, now).await.map_err(Denied::Away)?;
+        let user = found.filter(|user| !user.is_deleted).ok_or(Denied::UserNotFound)?;
+        if !user.tokens.accepts(claims.issue) {
             return Err(Denied::InvalidToken(Reason::Revoked));
         }
         match user.status {
@@ -238,7 +237,7 @@ impl Authenticator {
                 user,
                 expires_at,
                 expiry: app.expiry,
-                followed,
+                issue: claims.issue,
             }),
         }
     }
@@ -328,7 +327,7 @@ impl Authenticator {
         claims: &Claims,
         now: Timestamp,
     ) -> Result<bool, Denied> {
-        if claims.issued_at.is_none_or(|issued| issued.after(self.max_age) < now) {
+        if claims.issue.at.is_none_or(|issued| issued.after(self.max_age) < now) {
             return Ok(false);
         }
         if domain.presence.is_recent(&app.tenant, &claims.user, now) {
@@ -350,8 +349,8 @@ impl Credentials for Authenticator {
     async fn verify(&self, app: &Domain, token: &Token) -> Result<Bearer, Refusal> {
         let presented = Presented { token: Some(token.expose()), origin: None };
         match self.admit(app, presented, Lapsed::Refused).await {
-            Ok(Identity { app, tenant, user, expires_at, .. }) => {
-                Ok(Bearer { app, tenant, user, expires_at })
+            Ok(Identity { app, tenant, user, issue, expires_at, .. }) => {
+                Ok(Bearer { app, tenant, user, issue, expires_at })
             }
             Err(Denied::Away(refusal)) => Err(refusal),
             Err(Denied::KeysAway) => Err(Refusal::Unavailable(None)),
@@ -403,28 +402,23 @@ fn sources_of(
     Ok(own)
 }
 
-/// The user's row; made, or brought up to date, from the claims where the app says so. Also the
-/// account, when a row that was there has followed.
+/// The user's row; made, or brought up to date, from the claims where the app says so.
 async fn find_user(
     domain: &Domain,
     app: &App,
     claims: &Claims,
     now: Timestamp,
-) -> Result<(Option<User>, Option<Account>), Refusal> {
+) -> Result<Option<User>, Refusal> {
     let found = domain.store.read().await?.user(&app.tenant, &claims.user).await?;
     let is_current = match &found {
-        Some(user) => user.claims_issued_at.is_none_or(|of| Some(of) >= claims.issued_at),
+        Some(user) => user.claims_issued_at.is_none_or(|of| Some(of) >= claims.issue.at),
         None => !app.provision_users,
     };
     if is_current || !app.provision_users {
-        return Ok((found, None));
+        return Ok(found);
     }
     let mut tx = domain.store.begin(&app.tenant, Scope::Rows).await?;
     let user = tx.provision_user(&app.tenant, claims, now).await?;
-    let account = match found {
-        Some(_) => tx.account(&app.tenant, &claims.user).await?,
-        None => None,
-    };
     tx.commit().await?;
-    Ok((Some(user), account))
+    Ok(Some(user))
 }

@@ -254,7 +254,7 @@ fn a_token_has_its_time() {
     assert_eq!(at(json!({ "nbf": seconds + 11 })).err(), Some(Reason::NotYet));
     assert_eq!(at(json!({ "nbf": "now" })).err(), Some(Reason::Claims));
     // Milliseconds where seconds belong would be newer than everything for ever.
-    assert_eq!(at(json!({ "iat": NOW.0 })).unwrap().claims.issued_at, None);
-    let issued = at(json!({})).unwrap().claims.issued_at;
+    assert_eq!(at(json!({ "iat": NOW.0 })).unwrap().claims.issue.at, None);
+    let issued = at(json!({})).unwrap().claims.issue.at;
     assert_eq!(issued, Some(Timestamp(ISSUED * 1_000)));
 }

@@ -48,7 +48,7 @@ async fn furnish(world: &World, of: &TenantId) -> BTreeMap<&'static str, String>
         role: Role::Student,
         email: None,
         avatar: None,
-        issued_at: None,
+        issue: carillon_domain::identity::Issue::default(),
     };
     tx.provision_user(of, &claims, now).await.unwrap();
     tx.commit().await.unwrap();

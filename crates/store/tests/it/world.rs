@@ -10,12 +10,12 @@ use std::{
 
 use carillon_domain::{
     App, Caller, ConnectionId, Done, Effect, Refusal, TenantId, Timestamp, UserId,
-    chat::{Settings, typing_indicator::Typists},
+    chat::{Settings, returning::Returning, typing_indicator::Typists},
     contract::{Class, Command, Scope, find_command},
     credential::{Bearer, Token},
     dispatch::{Joined, dispatch},
     exam,
-    identity::{Claims, Role},
+    identity::{Claims, Issue, Role},
     leaderboard,
     ports::{Admission, Clock, Credentials, Ids, Store as _},
     presence::Presence,
@@ -78,6 +78,7 @@ impl World {
             presence: Presence::default(),
             typists: Typists::default(),
             chat: Settings::default(),
+            returning: Returning::new("this run".into()),
             exams: exam::State::new(exam_settings(), Timestamp(0)),
             leaderboard: leaderboard::Settings::default(),
         };
@@ -135,7 +136,7 @@ impl World {
                 role: Role::Student,
                 email: None,
                 avatar: None,
-                issued_at: None,
+                issue: Issue::default(),
             };
             tx.provision_user(&t, &claims, self.app.clock.now()).await.unwrap();
         }
@@ -173,8 +174,10 @@ pub fn caller(tenant_id: &str, id: &str) -> Caller {
         avatar: None,
         role: Role::Student,
         connection: ConnectionId::new(format!("connection-of-{id}")).unwrap(),
+        namespace: "/",
         joined: Joined::default(),
         told: carillon_domain::exam::Told::default(),
+        grant: carillon_domain::dispatch::Grant::default(),
     }
 }
 
