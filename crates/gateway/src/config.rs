@@ -1027,6 +1027,75 @@ mod tests {
     }
 
     #[test]
+    fn an_app_says_how_its_tokens_are_read() {
+        let app = |rest: &str| -> anyhow::Result<App> {
+            let key =
+                "[[keys]]\nid = \"2026\"\nalgorithm = \"HS256\"\nsecret = \"c5f1d1a0b7e84f6e93d2\"";
+            let text = format!("id = \"campus\"\ntenant = \"campus\"\n{rest}\n{key}");
+            let app: App = toml::from_str(&text)?;
+            app.validate().map(|()| app)
+        };
+        let plain = app("").unwrap();
+        assert_eq!((plain.expiry, plain.issuer.is_empty()), (Expiry::Outlive, true));
+        let strict = app(
+            "expiry = \"enforce\"\nissuer = \"https://a\"\naudience = [\"chat\", \"exams\"]\nclaims.tenant = \"org\"",
+        )
+        .unwrap();
+        assert_eq!((strict.issuer.0.len(), strict.audience.0.len()), (1, 2));
+        let shown = toml::to_string(&strict).unwrap();
+        for line in [
+            "expiry = \"enforce\"",
+            "issuer = \"https://a\"",
+            "audience = [\"chat\", \"exams\"]",
+            "tenant = \"org\"",
+            "secret = \"***\"",
+        ] {
+            assert!(shown.contains(line), "{shown}");
+        }
+        for (bad, named) in [
+            ("audience = [\"\"]", "audience is empty"),
+            ("claims.user = []", "claims.user is empty"),
+            ("claims.role = \"\"", "claims.role is empty"),
+            ("keys = [{ algorithm = \"RS256\", secret = \"c5f1d1a0b7e84f6e93d2\" }]", "keys"),
+        ] {
+            let error = app(bad).map(|_| ()).unwrap_err();
+            assert!(format!("{error:#}").contains(named), "{error:#}");
+        }
+        for (name, value) in [
+            ("CARILLON_AUTH__EXPIRY_GRACE", "11min"),
+            ("CARILLON_AUTH__EXPIRING_NOTICE", "2h"),
+            ("CARILLON_LIMITS__FAILED_AUTHENTICATIONS", "0/1m"),
+        ] {
+            let error = format!("{:#}", from(&[SECRET, (name, value)]).unwrap_err());
+            let key = name.rsplit("__").next().unwrap().to_lowercase();
+            assert!(error.contains(&key), "{error}");
+        }
+    }
+
+    #[test]
+    fn odd_keys_are_named() {
+        let key = |id: &str, secret: &str| Key {
+            id: Some(id.into()),
+            ..Key::hs256(Secret::from(secret))
+        };
+        let mut one = App::from_environment(Secret::from("x"), "");
+        one.keys = vec![key("a", "first"), key("a", "second")];
+        let mut other = App { id: "other".into(), ..one.clone() };
+        other.tenant = TenantId::new("other").unwrap();
+        other.keys = vec![
+            key("b", "second"),
+            Key { jwks: Some("http://login.example/keys".into()), ..key("c", "third") },
+        ];
+        let odd = Config { apps: vec![one, other], ..Config::default() }.odd_keys();
+        assert_eq!(odd.len(), 3, "{odd:?}");
+        for (odd, named) in
+            odd.iter().zip(["two keys with the id \"a\"", "share a key", "over http"])
+        {
+            assert!(odd.contains(named) && !odd.contains("second"), "{odd}");
+        }
+    }
+
+    #[test]
     fn an_api_key_is_strong_has_scopes_and_is_never_shown() {
         let with = |keys: &str| -> anyhow::Result<Config> {
             let directory = std::env::temp_dir().join(format!("carillon-{}", uuid::Uuid::now_v7()));

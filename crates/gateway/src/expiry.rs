@@ -58,8 +58,14 @@ impl Expiries {
     /// The socket's token counts until then.
     pub fn watch(&self, seat: &Arc<Seat>, expires_at: Timestamp) {
         let id = seat.caller.connection.clone();
-        let seat = Arc::downgrade(seat);
-        self.lock().watch(id, seat, expires_at, expires_at.before(self.notice));
+        let watched = Watched {
+            seat: Arc::downgrade(seat),
+            expires_at,
+            due_at: expires_at.before(self.notice),
+            is_told: false,
+            is_unsure: false,
+        };
+        self.lock().watch(id, watched);
     }
 
     /// A socket that is watched has a newer token.
@@ -89,19 +95,16 @@ impl Expiries {
             if at > now {
                 break;
             }
-            let Some(Watched { seat, expires_at, is_told, is_unsure, .. }) = state.forget(&id)
-            else {
-                break;
-            };
-            let Some(living) = seat.upgrade() else { continue };
-            if is_told {
-                due.push(if is_unsure { Due::Close(living) } else { Due::Cut(living) });
+            let Some(watched) = state.forget(&id) else { break };
+            let Some(seat) = watched.seat.upgrade() else { continue };
+            if !watched.is_told {
+                due.push(Due::Tell(seat, watched.expires_at));
+                let due_at = watched.expires_at.after(self.grace);
+                state.watch(id, Watched { due_at, is_told: true, ..watched });
+            } else if watched.is_unsure {
+                due.push(Due::Close(seat));
             } else {
-                state.watch(id.clone(), seat, expires_at, expires_at.after(self.grace));
-                if let Some(watched) = state.watched.get_mut(&id) {
-                    watched.is_told = true;
-                }
-                due.push(Due::Tell(living, expires_at));
+                due.push(Due::Cut(seat));
             }
         }
         due
@@ -109,16 +112,9 @@ impl Expiries {
 }
 
 impl State {
-    fn watch(
-        &mut self,
-        id: ConnectionId,
-        seat: Weak<Seat>,
-        expires_at: Timestamp,
-        due_at: Timestamp,
-    ) {
+    fn watch(&mut self, id: ConnectionId, watched: Watched) {
         self.forget(&id);
-        self.due.insert((due_at, id.clone()));
-        let watched = Watched { seat, expires_at, due_at, is_told: false, is_unsure: false };
+        self.due.insert((watched.due_at, id.clone()));
         self.watched.insert(id, watched);
     }
 

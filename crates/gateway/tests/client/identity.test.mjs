@@ -346,6 +346,28 @@ story("a token that runs out is announced, renewed by a newer one, and ends the 
   }
 });
 
+{
+  const [key, next] = [new Key("now"), new Key("next")];
+  const keyServer = await KeyServer.start(key);
+  story("who has a newer token that nobody can judge is not disconnected for good", {
+    ...ENFORCED, toml: app(`expiry = "enforce"\n[[apps.keys]]\njwks = "${keyServer.url()}"`),
+  }, async (world) => {
+    const exp = now() + 4;
+    const options = { reconnection: true, reconnectionDelay: 100 };
+    const ana = await world.person("ana", { auth: { token: key.signs("ana", { exp }) }, ...options });
+    keyServer.isAway = true;
+    const newer = next.signs("ana", { iat: now() + 2 });
+    const answer = await ana.asks("auth-refresh", { token: newer });
+    assert.deepEqual([answer.code, answer.retryable], ["UNAVAILABLE", true]);
+    ana.socket.auth = { token: newer };
+    const back = new Promise((resolve) => ana.socket.on("connect", resolve));
+    assert.notEqual(await within(8000, "the end", gone(ana.socket)), CUT);
+    keyServer.body = set(next);
+    keyServer.isAway = false;
+    await within(20_000, "ana is back by herself", back);
+  });
+}
+
 story("a token that has little time left is announced at once", ENFORCED, async (world) => {
   const exp = now() + 2;
   const ana = await world.person("ana", { auth: { token: ours("ana", { exp }) } });
