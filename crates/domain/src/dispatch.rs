@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
+    api::refused::Refusals,
     chat::{self, typing_indicator::Typists},
     contract::{Address, Class, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
     exam,
@@ -42,6 +43,7 @@ pub struct App {
     pub typists: Typists,
     pub chat: chat::Settings,
     pub returning: chat::returning::Returning,
+    pub refusals: Refusals,
     pub exams: exam::State,
     pub leaderboard: leaderboard::Settings,
 }

@@ -81,6 +81,7 @@ fn app(burst: u32) -> App {
         typists: Typists::default(),
         chat: chat::Settings::default(),
         returning: chat::returning::Returning::new("node".into()),
+        refusals: crate::api::refused::Refusals::default(),
         exams: exam::State::new(
             exam::Settings {
                 grace: Duration::from_secs(2),

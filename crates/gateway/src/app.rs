@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use axum::{Router, extract::Request, routing::any};
 use carillon_domain::{
     App as Domain, TenantId, Timestamp,
+    api::refused::Refusals,
     chat::{
         self,
         returning::{self, Returning},
@@ -111,6 +112,7 @@ impl Node {
             typists: chat::typing_indicator::Typists::default(),
             chat: chat::Settings { open_rooms: config.chat.open_rooms },
             returning: Returning::new(UuidsV7.uuid()),
+            refusals: Refusals::default(),
             exams: exam::State::new(exam_settings(config, &store).await?, SystemClock.now()),
             leaderboard: config.leaderboard_settings()?,
         });
@@ -122,6 +124,7 @@ impl Node {
         let (engine, io) = engine(config, hub.clone());
         let gateway = Arc::new(Gateway {
             authenticator,
+            default_tenant: config.default_app().tenant.clone(),
             fanout: Fanout::new(
                 hub.clone(),
                 io.clone(),

@@ -15,6 +15,7 @@ use std::{
 
 use carillon_domain::{
     Code, Done, Refusal, Timestamp,
+    api::refused::Kind,
     contract::{Class, Command as _, Policy, RATE_LIMITED, Route, Telling, find_command},
     credential::AuthRefresh,
     dispatch::{dispatch, reject},
@@ -244,6 +245,7 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
                 }
             }
             Err(refusal) => {
+                note(gateway, &seat, label, &refusal);
                 refuse(gateway, &seat, ack, route.map(|route| &route.policy), &refusal);
                 match refusal {
                     // Whoever shows it is not who came.
@@ -348,6 +350,22 @@ fn refuse(
     if is_told && let Ok(text) = serde_json::to_string(&told) {
         gateway.fanout.tell(seat, "error", &text);
     }
+}
+
+/// Whoever tries what they may not do is in the audit log.
+fn note(gateway: &Gateway, seat: &Seat, command: &'static str, refusal: &Refusal) {
+    let code = refusal.code();
+    if !matches!(code, Code::Forbidden | Code::Unauthenticated) {
+        return;
+    }
+    let kind = Kind {
+        tenant: seat.caller.tenant.clone(),
+        actor: seat.caller.user.to_string(),
+        action: "command.refused",
+        subject: command.into(),
+        reason: code.as_str(),
+    };
+    gateway.domain.refusals.note(kind, gateway.domain.clock.now());
 }
 
 /// What nobody expected: the log gets the cause, the client a number to name it by.

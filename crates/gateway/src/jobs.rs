@@ -10,8 +10,8 @@ use std::{
 };
 
 use carillon_domain::{
-    Effect, Refusal, TenantId, Timestamp, UserId, chat::returning, contract::Scope, notification,
-    ports::ChangedUser, presence::NOTED_EVERY, session,
+    Effect, Refusal, TenantId, Timestamp, UserId, api::refused, chat::returning, contract::Scope,
+    notification, ports::ChangedUser, presence::NOTED_EVERY, session,
 };
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,8 @@ const SETTLING: Duration = Duration::from_secs(5);
 const NOTE: Duration = Duration::from_secs(2);
 /// Who has just joined a room is put back into it after a crash that comes later than this.
 const ROOMS: Duration = Duration::from_millis(100);
+/// A refusal is in the audit log within this.
+const REFUSALS: Duration = Duration::from_secs(1);
 /// A board that has changed is shown within this, and the time that takes.
 const BOARDS: Duration = Duration::from_millis(500);
 /// What could not be pushed to somebody who listens is found within this.
@@ -70,6 +72,7 @@ pub async fn run(
             sweep(&gateway),
             note_seen(&gateway),
             note_rooms(&gateway),
+            note_refusals(&gateway),
             undelivered(&gateway),
             forget(&gateway, &limiter),
             close(&gateway, edge),
@@ -212,6 +215,16 @@ async fn note_rooms(gateway: &Gateway) {
         ticks.tick().await;
         let result = returning::write(&gateway.domain).await;
         was_away = report("noting who is in which room", result, was_away);
+    }
+}
+
+async fn note_refusals(gateway: &Gateway) {
+    let mut was_away = false;
+    let mut ticks = every(REFUSALS);
+    loop {
+        ticks.tick().await;
+        let result = refused::write(&gateway.domain).await;
+        was_away = report("the audit log of refusals", result, was_away);
     }
 }
 

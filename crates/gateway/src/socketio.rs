@@ -11,6 +11,7 @@ use std::{
 
 use carillon_domain::{
     Caller, ConnectionId, Refusal, Timestamp,
+    api::refused::Kind,
     contract::ALL_PATHS,
     dispatch::{Grant, Joined},
     identity::{Account, Issue, UserStatus},
@@ -27,7 +28,7 @@ use socketioxide::{
 };
 
 use crate::{
-    auth::{Denied, Presented, Reason},
+    auth::{Denial, Denied, Presented, Reason},
     config::Expiry,
     connection::{Closing, Connection},
     fanout::{tenant_room, user_room},
@@ -40,6 +41,8 @@ pub type Adapter = NodeAdapter<Emitter>;
 /// The adapters of this node.
 pub type NodeHub = Hub<Emitter>;
 
+/// Who has proved to be nobody, in the audit log; no user's id begins with a space.
+const STRANGER: &str = " stranger";
 /// What a lost socket leaves behind is written by then.
 const PASSED_ON: Duration = Duration::from_millis(500);
 
@@ -228,15 +231,10 @@ async fn connect(
     let presented = Presented { token, origin: connection.origin };
     let identity = match gateway.authenticator.authenticate(&gateway.domain, presented).await {
         Ok(identity) => identity,
-        Err(denied) => {
-            deny(gateway, &connection, token, &denied);
-            return Err(denied);
-        }
+        Err(denial) => return Err(deny(gateway, &connection, token, denial)),
     };
     if let Err(refusal) = gateway.fanout.begin(&identity.tenant).await {
-        let denied = Denied::Away(refusal);
-        deny(gateway, &connection, token, &denied);
-        return Err(denied);
+        return Err(deny(gateway, &connection, token, Denied::Away(refusal).into()));
     }
     connection.enter();
     let caller = Caller {
@@ -285,16 +283,15 @@ async fn connect(
     Ok(())
 }
 
-fn deny(gateway: &Gateway, connection: &Connection, token: Option<&str>, denied: &Denied) {
-    gateway.metrics.denied(match denied {
-        Denied::NoToken => "no_token",
-        Denied::InvalidToken(_) => "invalid_token",
-        Denied::UserNotFound => "user_not_found",
-        Denied::Suspended => "suspended",
-        Denied::Away(_) => "unavailable",
-        Denied::KeysAway => "keys_unavailable",
-    });
-    match denied {
+/// Counts, notes and, for what passes by itself, closes; returns what the client is told.
+fn deny(
+    gateway: &Gateway,
+    connection: &Connection,
+    token: Option<&str>,
+    Denial { why, tenant }: Denial,
+) -> Denied {
+    gateway.metrics.denied(why.as_str());
+    match &why {
         Denied::Away(refusal) => {
             tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
             gateway.connections.kill(connection, Closing::Unavailable);
@@ -302,11 +299,23 @@ fn deny(gateway: &Gateway, connection: &Connection, token: Option<&str>, denied:
         // That its source is away is told once, by who asks it.
         Denied::KeysAway => gateway.connections.kill(connection, Closing::Unavailable),
         Denied::NoToken | Denied::InvalidToken(_) | Denied::UserNotFound | Denied::Suspended => {
-            if gateway.authenticator.is_one_too_many(token.unwrap_or_default()) {
+            let claimed = gateway.authenticator.claimed_user(token.unwrap_or_default());
+            if gateway.authenticator.is_one_too_many(&claimed) {
                 connection.condemn();
+            }
+            if let Some(reason) = why.reason() {
+                let kind = Kind {
+                    tenant: tenant.unwrap_or_else(|| gateway.default_tenant.clone()),
+                    actor: STRANGER.into(),
+                    action: "auth.refused",
+                    subject: claimed,
+                    reason,
+                };
+                gateway.domain.refusals.note(kind, gateway.domain.clock.now());
             }
         }
     }
+    why
 }
 
 /// 20 characters of 6 random bits each, as Node's.

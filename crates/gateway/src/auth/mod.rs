@@ -25,6 +25,7 @@ use carillon_domain::{
     contract::Scope,
     credential::{Bearer, MAX_TOKEN, Token},
     identity::{Claims, Issue, User, UserStatus},
+    ids::MAX_ID_CHARS,
     ports::{Clock, Credentials},
     presence::NOTED_WINDOW,
 };
@@ -68,6 +69,43 @@ pub enum Denied {
     /// Not told: the token may be signed by a key that could not be read.
     #[error("temporarily unavailable")]
     KeysAway,
+}
+
+/// A refusal, and whose it is.
+#[derive(Debug)]
+pub struct Denial {
+    pub why: Denied,
+    /// The tenant of the app that has signed the token.
+    pub tenant: Option<TenantId>,
+}
+
+impl From<Denied> for Denial {
+    fn from(why: Denied) -> Self {
+        Self { why, tenant: None }
+    }
+}
+
+impl Denied {
+    /// In one word, for metrics.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::NoToken => "no_token",
+            Self::InvalidToken(_) => "invalid_token",
+            Self::UserNotFound => "user_not_found",
+            Self::Suspended => "suspended",
+            Self::Away(_) => "unavailable",
+            Self::KeysAway => "keys_unavailable",
+        }
+    }
+
+    /// What an operator wants to know of it; `None` where no credential was refused.
+    pub const fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::InvalidToken(reason) => Some(reason.as_str()),
+            Self::UserNotFound | Self::Suspended => Some(self.as_str()),
+            Self::NoToken | Self::Away(_) | Self::KeysAway => None,
+        }
+    }
 }
 
 /// The apps and their keys, ready to verify.
@@ -181,19 +219,24 @@ impl Authenticator {
         &self,
         domain: &Domain,
         presented: Presented<'_>,
-    ) -> Result<Identity, Denied> {
+    ) -> Result<Identity, Denial> {
         self.admit(domain, presented, Lapsed::MayReturn).await
     }
 
-    /// Counts a refused token under the user it claims to be; true when there were too many. Good
-    /// tokens never come here.
-    pub fn is_one_too_many(&self, token: &str) -> bool {
+    /// Counts a refused token under the user it names; true when there were too many. Good tokens
+    /// never come here.
+    pub fn is_one_too_many(&self, user: &str) -> bool {
+        self.failures.count(user)
+    }
+
+    /// Whom a token names, which proves nothing; empty where it cannot be read.
+    pub fn claimed_user(&self, token: &str) -> String {
         let claims: Map<String, Value> = match token.len() {
             0..=MAX_TOKEN => insecure_decode_claims(token).unwrap_or_default(),
             _ => Map::new(),
         };
-        let user = self.apps.iter().find_map(|app| app.claimed_user(&claims));
-        self.failures.count(user.as_deref().unwrap_or_default())
+        let user = self.apps.iter().find_map(|app| app.claimed_user(&claims)).unwrap_or_default();
+        user.chars().filter(|c| !c.is_control()).take(MAX_ID_CHARS).collect()
     }
 
     async fn admit(
@@ -201,9 +244,9 @@ impl Authenticator {
         domain: &Domain,
         presented: Presented<'_>,
         lapsed: Lapsed,
-    ) -> Result<Identity, Denied> {
+    ) -> Result<Identity, Denial> {
         let result = self.judge(domain, presented, lapsed).await;
-        if let Err(Denied::InvalidToken(reason)) = &result {
+        if let Err(Denial { why: Denied::InvalidToken(reason), .. }) = &result {
             self.metrics.invalid(*reason);
         }
         result
@@ -214,10 +257,23 @@ impl Authenticator {
         domain: &Domain,
         presented: Presented<'_>,
         lapsed: Lapsed,
-    ) -> Result<Identity, Denied> {
+    ) -> Result<Identity, Denial> {
         let token = presented.token.filter(|token| !token.is_empty()).ok_or(Denied::NoToken)?;
         let now = domain.clock.now();
-        let Verified { app, said } = self.recognise(token, presented.origin, now).await?;
+        let verified = self.recognise(token, presented.origin, now).await?;
+        let tenant = verified.app.tenant.clone();
+        let result = self.let_in(domain, verified, lapsed, now).await;
+        result.map_err(|why| Denial { why, tenant: Some(tenant) })
+    }
+
+    /// Whether the bearer of a verified token may come in.
+    async fn let_in(
+        &self,
+        domain: &Domain,
+        Verified { app, said }: Verified<'_>,
+        lapsed: Lapsed,
+        now: Timestamp,
+    ) -> Result<Identity, Denied> {
         let Said { claims, expires_at, has_expired } = said;
         if has_expired {
             let may_return = lapsed == Lapsed::MayReturn
@@ -351,7 +407,8 @@ impl Credentials for Authenticator {
     /// A token shown while connected is a newer one: one that has expired proves nothing.
     async fn verify(&self, app: &Domain, token: &Token) -> Result<Bearer, Refusal> {
         let presented = Presented { token: Some(token.expose()), origin: None };
-        match self.admit(app, presented, Lapsed::Refused).await {
+        let admitted = self.admit(app, presented, Lapsed::Refused).await;
+        match admitted.map_err(|denial| denial.why) {
             Ok(Identity { app, tenant, user, issue, expires_at, .. }) => {
                 Ok(Bearer { app, tenant, user, issue, expires_at })
             }

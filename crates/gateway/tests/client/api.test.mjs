@@ -287,6 +287,42 @@ story("the audit log names who did what, newest first", { on: DATABASES }, async
   assert.deepEqual(oldest.details.role, { before: null, after: "STUDENT" });
 });
 
+story("the audit log holds what was refused, counted, and is asked by user and action", {
+  on: DATABASES,
+  toml: `[[api_keys]]
+name = "reader"
+tenant = "default"
+key = "ck_readsonly0123456789abcdefghijklmnopqrstu"
+scopes = ["users:read"]`,
+}, async (world) => {
+  const audit = async (query) => {
+    const { status, body } = await world.api("GET", `/v1/audit?${new URLSearchParams(query)}`);
+    assert.equal(status, 200, JSON.stringify(body));
+    return body.items.map(({ actor, action, subject, details }) => [actor, action, subject, details.reason ?? null]);
+  };
+  await world.api("PUT", "/v1/users/ana", ANA);
+  await world.api("PUT", "/v1/users/mia", { name: "Mia", role: "PROGRAM_ADMIN" });
+  const [ana, mia] = await world.people("ana", "mia");
+  for (let n = 0; n < 5; n++) refused(await ana.asks("leaderboard-update"), "FORBIDDEN", "Unauthorized");
+  assert.equal((await mia.asks("leaderboard-update")).ok, true);
+  const key = "ck_readsonly0123456789abcdefghijklmnopqrstu";
+  problem(await world.api("GET", "/v1/audit", undefined, { key }), 403, "FORBIDDEN");
+  problem(await world.api("GET", "/v1/audit", undefined, { key: "ck_wrong" }), 401, "UNAUTHENTICATED");
+  const denied = ["ana", "command.refused", "leaderboard-update", "FORBIDDEN"];
+  await eventually("the refusals are noted", async () => (await audit({ action: "api.refused" })).length === 2);
+  assert.deepEqual(await audit({ user: "ana" }), [denied, ["api:stories", "user.put", "ana", null]]);
+  assert.deepEqual(await audit({ user: "ana", action: "command" }), [denied]);
+  assert.deepEqual(await audit({ action: "command.refused" }), [denied]);
+  assert.deepEqual(await audit({ user: "mia", action: "leaderboard.recompute" }), [["mia", "leaderboard.recompute", "", null]]);
+  assert.deepEqual((await audit({ action: "api" })).sort(), [
+    [" unknown key", "api.refused", "listAudit", "UNAUTHENTICATED"],
+    ["api:reader", "api.refused", "listAudit", "FORBIDDEN"],
+  ]);
+  assert.deepEqual(await audit({ user: "api:reader", limit: 1 }), [["api:reader", "api.refused", "listAudit", "FORBIDDEN"]]);
+  assert.deepEqual(await audit({ user: "nobody" }), []);
+  assert.deepEqual(await audit({ action: "comm" }), []);
+});
+
 story("the description needs no key, and every route in it is answered", {}, async (world) => {
   const { status, body, headers } = await world.api("GET", "/v1/openapi.json", undefined, { key: null });
   assert.deepEqual([status, headers.get("content-type"), body.openapi], [200, "application/json", "3.1.0"]);

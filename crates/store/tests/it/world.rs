@@ -10,6 +10,7 @@ use std::{
 
 use carillon_domain::{
     App, Caller, ConnectionId, Done, Effect, Refusal, TenantId, Timestamp, UserId,
+    api::refused::Refusals,
     chat::{Settings, returning::Returning, typing_indicator::Typists},
     contract::{Class, Command, Scope, find_command},
     credential::{Bearer, Token},
@@ -79,6 +80,7 @@ impl World {
             typists: Typists::default(),
             chat: Settings::default(),
             returning: Returning::new("this run".into()),
+            refusals: Refusals::default(),
             exams: exam::State::new(exam_settings(), Timestamp(0)),
             leaderboard: leaderboard::Settings::default(),
         };
