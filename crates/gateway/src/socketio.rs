@@ -87,6 +87,11 @@ impl Seat {
         renewed.as_ref().unwrap_or(&self.caller).clone()
     }
 
+    /// Whether the others have been told, or are being told.
+    pub fn has_arrived(&self) -> bool {
+        self.has_arrived.load(Ordering::Acquire)
+    }
+
     /// Tells the others, once, before anything else of this socket is handled.
     pub async fn arrive(&self, gateway: &Gateway) {
         if self.has_arrived.swap(true, Ordering::AcqRel) {
