@@ -12,7 +12,11 @@ use carillon_domain::{
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::{edge::Edge, gateway::Gateway, limits::Limiter};
+use crate::{
+    edge::{Edge, tls::Certificates},
+    gateway::Gateway,
+    limits::Limiter,
+};
 
 /// Typing and presence are told within this of being due.
 const TICK: Duration = Duration::from_millis(250);
@@ -45,6 +49,7 @@ pub async fn run(
     gateway: Arc<Gateway>,
     limiter: Arc<Limiter>,
     edge: Edge,
+    certificates: Option<Arc<Certificates>>,
     stop: CancellationToken,
 ) {
     let jobs = async {
@@ -60,6 +65,7 @@ pub async fn run(
             forget(&gateway, &limiter),
             close(&gateway, edge),
             boards(&gateway),
+            follow(certificates),
         )
     };
     stop.run_until_cancelled(jobs).await;
@@ -217,6 +223,13 @@ async fn boards(gateway: &Gateway) {
         ticks.tick().await;
         let result = gateway.fanout.boards.tick(&gateway.domain, &gateway.fanout).await;
         was_away = report("showing leaderboards", result, was_away);
+    }
+}
+
+/// A renewed certificate is in force without a restart.
+async fn follow(certificates: Option<Arc<Certificates>>) {
+    if let Some(certificates) = certificates {
+        certificates.follow().await;
     }
 }
 

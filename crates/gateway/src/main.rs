@@ -18,6 +18,7 @@ mod jobs;
 mod limits;
 mod log;
 mod metrics;
+mod proxy;
 mod shutdown;
 mod socketio;
 mod token;

@@ -24,6 +24,11 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
 /// Buckets from half a millisecond to the 5 s within which everything is answered.
 const SECONDS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -35,6 +40,7 @@ pub struct Metrics {
     command_seconds: Histogram,
     closed: Family<ReasonLabels, Counter>,
     denied: Family<ReasonLabels, Counter>,
+    proxied: Family<OutcomeLabels, Counter>,
     broadcasts: Counter,
     broadcast_bytes: Counter,
     repaired: Counter,
@@ -54,6 +60,7 @@ impl Default for Metrics {
             command_seconds,
             closed: Family::default(),
             denied: Family::default(),
+            proxied: Family::default(),
             broadcasts: Counter::default(),
             broadcast_bytes: Counter::default(),
             repaired: Counter::default(),
@@ -73,6 +80,11 @@ impl Default for Metrics {
         );
         registry.register("closed", "Connections ended by the server", metrics.closed.clone());
         registry.register("denied", "Connects refused", metrics.denied.clone());
+        registry.register(
+            "proxied",
+            "Requests passed to the school's backend, and what became of them",
+            metrics.proxied.clone(),
+        );
         registry.register("broadcasts", "Events sent to rooms", metrics.broadcasts.clone());
         registry.register_with_unit(
             "broadcast",
@@ -124,6 +136,11 @@ impl Metrics {
     /// A connect was refused.
     pub fn denied(&self, reason: &'static str) {
         self.denied.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// A request was passed on, or not.
+    pub fn proxied(&self, outcome: &'static str) {
+        self.proxied.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
     /// An event went out to a room.

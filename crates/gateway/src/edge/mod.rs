@@ -4,21 +4,26 @@
 //! handshake would otherwise be kept for as long as the connection lives.
 
 pub mod accept;
+pub mod address;
 mod polling;
+mod proxy_protocol;
 mod stream;
+pub mod tls;
 
 use std::sync::Arc;
 
 use axum::{
     body::Body,
-    http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts},
+    http::{HeaderMap, Method, Request, Response, StatusCode, header, request},
     response::IntoResponse as _,
 };
 use bytes::Bytes;
 use engineioxide::service::NotFoundService;
+use hyper::upgrade::Parts;
 use hyper_util::rt::TokioIo;
 use socketioxide::{service::SocketIoService, socket::Sid};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 use tungstenite::handshake::derive_accept_key;
@@ -157,11 +162,27 @@ impl Edge {
         // Ends with the upgrade: the engine runs the connection in tasks of its own.
         tasks.spawn(async move {
             let Ok(upgraded) = upgrade.await else { return };
-            let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
-            let stream =
-                Stream::new(parts.io.into_inner(), parts.read_buf, connection, connections);
-            // The query was checked above, so the engine takes it.
-            let _ = engine.call((stream, minimal)).await;
+            // Each in its own type: a plain connection is not to pay for the other's buffers. The
+            // query was checked above, so the engine takes both.
+            match upgraded.downcast::<TokioIo<TcpStream>>() {
+                Ok(Parts { io, read_buf, .. }) => {
+                    let stream = io.into_inner();
+                    accept::tune(&stream, accept::USER_TIMEOUT);
+                    let stream = Stream::new(stream, read_buf, connection, connections);
+                    let _ = engine.call((stream, minimal)).await;
+                }
+                Err(upgraded) => {
+                    let Ok(Parts { io, read_buf, .. }) =
+                        upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>()
+                    else {
+                        return;
+                    };
+                    let stream = io.into_inner();
+                    accept::tune(stream.get_ref().0, accept::USER_TIMEOUT);
+                    let stream = Stream::new(stream, read_buf, connection, connections);
+                    let _ = engine.call((stream, minimal)).await;
+                }
+            }
         });
         let accept = derive_accept_key(key.as_bytes());
         let response = Response::builder()
@@ -175,7 +196,7 @@ impl Edge {
 }
 
 /// A request with nothing but method, query and the connection it belongs to.
-fn minimal<B>(head: &Parts, connection: &Arc<Connection>, body: B) -> Request<B> {
+fn minimal<B>(head: &request::Parts, connection: &Arc<Connection>, body: B) -> Request<B> {
     let mut minimal = Request::new(body);
     *minimal.method_mut() = head.method.clone();
     *minimal.uri_mut() = head.uri.clone();
