@@ -302,6 +302,8 @@ fn limits(config: &Config) -> Limits {
         stalled: config.limits.stalled.0,
         paused: config.server.ping_timeout.0 / 2,
         silent: config.server.ping_interval.0 + config.server.ping_timeout.0 + SILENCE,
+        unauthenticated: config.limits.unauthenticated,
+        failed_handshakes: config.limits.failed_handshakes.0,
     }
 }
 

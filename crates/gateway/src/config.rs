@@ -132,6 +132,12 @@ pub struct Limits {
     pub unsent_bytes: usize,
     /// A client that takes nothing of what waits for it for this long is closed.
     pub stalled: Span,
+    /// Connections of one address (IPv6: of one /64) that may be open without having authenticated.
+    /// Past it, some of them are closed; nobody is refused. In all, ten times as many.
+    pub unauthenticated: usize,
+    /// Connections of one address that may end without having authenticated. Past it, those that
+    /// follow have 5 s for that instead of 45 s.
+    pub failed_handshakes: RateText,
 }
 
 /// Chat rooms.
@@ -373,7 +379,13 @@ impl Default for Limits {
             .iter()
             .map(|class| (class.as_str().to_owned(), RateText(class.default_rate())))
             .collect();
-        Self { rates, unsent_bytes: 1_000_000, stalled: Span::seconds(20) }
+        Self {
+            rates,
+            unsent_bytes: 1_000_000,
+            stalled: Span::seconds(20),
+            unauthenticated: 1_000,
+            failed_handshakes: RateText(Rate { count: 600, period: Duration::from_mins(1) }),
+        }
     }
 }
 
@@ -725,6 +737,10 @@ impl Config {
             self.limits.unsent_bytes >= 64 * 1024,
             "limits.unsent_bytes must be at least 64 KiB"
         );
+        ensure!(
+            self.limits.unauthenticated >= 10,
+            "limits.unauthenticated must be at least 10: clients need a moment to authenticate"
+        );
         ensure!(self.exam.grace.0 <= Duration::from_mins(1), "exam.grace must be at most 60 s");
         ensure!(
             self.exam.journal_key.as_ref().is_none_or(|key| key.expose().len() >= 16),
@@ -985,6 +1001,8 @@ mod tests {
             (vec![SECRET, ("CARILLON_PROXY__UPSTREAM", "http://u:p@b.example")], "proxy.upstream"),
             (vec![SECRET, ("CARILLON_PROXY__UPSTREAM", "http://b.example/api")], "proxy.upstream"),
             (vec![SECRET, ("CARILLON_PROXY__IDLE", "0s")], "proxy.idle"),
+            (vec![SECRET, ("CARILLON_LIMITS__UNAUTHENTICATED", "0")], "limits.unauthenticated"),
+            (vec![SECRET, ("CARILLON_LIMITS__FAILED_HANDSHAKES", "0/1m")], "failed_handshakes"),
             (vec![SECRET, ("CARILLON_SERVER__TLS__KEY", "key.pem")], "server.tls.certificate"),
             (
                 vec![SECRET, ("CARILLON_LEADERBOARD__TIME_ZONE", "Mars/Olympus")],

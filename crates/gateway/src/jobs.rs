@@ -142,6 +142,7 @@ async fn sweep(gateway: &Gateway) {
         gateway.connections.sweep();
         let (users, sockets) = gateway.domain.presence.counts();
         gateway.metrics.present(gateway.connections.len(), sockets, users);
+        gateway.metrics.unauthenticated(gateway.connections.unauthenticated());
     }
 }
 
@@ -196,6 +197,7 @@ async fn forget(gateway: &Gateway, limiter: &Limiter) {
     loop {
         ticks.tick().await;
         limiter.forget();
+        gateway.connections.forget();
         let before = Timestamp(gateway.domain.clock.now().0 - kept_ms);
         // What is not deleted now is deleted in a minute.
         while let Ok(deleted) = forget_replies(gateway, before).await

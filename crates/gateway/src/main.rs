@@ -21,6 +21,7 @@ mod metrics;
 mod proxy;
 mod shutdown;
 mod socketio;
+mod strangers;
 mod token;
 mod verify;
 

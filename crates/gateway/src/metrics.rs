@@ -47,6 +47,7 @@ pub struct Metrics {
     finished: Counter,
     set_aside: Counter,
     connections: Gauge,
+    unauthenticated: Gauge,
     sockets: Gauge,
     users: Gauge,
 }
@@ -67,6 +68,7 @@ impl Default for Metrics {
             finished: Counter::default(),
             set_aside: Counter::default(),
             connections: Gauge::default(),
+            unauthenticated: Gauge::default(),
             sockets: Gauge::default(),
             users: Gauge::default(),
             registry: Registry::default(),
@@ -108,6 +110,11 @@ impl Default for Metrics {
             metrics.set_aside.clone(),
         );
         registry.register("connections", "Engine connections", metrics.connections.clone());
+        registry.register(
+            "unauthenticated",
+            "Connections that have not authenticated",
+            metrics.unauthenticated.clone(),
+        );
         registry.register("sockets", "Sockets in namespaces", metrics.sockets.clone());
         registry.register("users", "Users with a socket", metrics.users.clone());
         Self { registry, ..metrics }
@@ -170,6 +177,11 @@ impl Metrics {
         count(&self.connections, connections);
         count(&self.sockets, sockets);
         count(&self.users, users);
+    }
+
+    /// Who has not authenticated yet.
+    pub fn unauthenticated(&self, number: usize) {
+        self.unauthenticated.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// The text format of Prometheus.

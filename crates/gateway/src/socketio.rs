@@ -169,6 +169,7 @@ async fn connect(
         deny(gateway, &connection, &denied);
         return Err(denied);
     }
+    connection.authenticated();
     let caller = Caller {
         tenant: identity.tenant,
         user: identity.user.id,

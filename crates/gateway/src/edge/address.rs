@@ -9,7 +9,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{Extensions, HeaderMap, HeaderName, header};
 
 use crate::config::Networks;
 
@@ -33,6 +33,11 @@ pub struct ClientAddress {
     pub peer: IpAddr,
     /// Whether that is a trusted proxy, whose headers say who asked it.
     pub is_forwarded: bool,
+}
+
+/// Who sent a request.
+pub fn client(extensions: &Extensions) -> IpAddr {
+    extensions.get::<ClientAddress>().expect("the accept loop says who asks").ip
 }
 
 impl ClientAddress {

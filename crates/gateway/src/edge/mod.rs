@@ -33,6 +33,7 @@ use crate::{
     connection::{Connection, Connections},
     http::origin::Origins,
     socketio::Adapter,
+    strangers::Overrun,
 };
 
 type Engine = SocketIoService<NotFoundService, Adapter>;
@@ -56,6 +57,13 @@ enum EngineError {
     BadRequest,
     Forbidden,
     UnsupportedProtocol,
+    Overrun,
+}
+
+impl From<Overrun> for EngineError {
+    fn from(_: Overrun) -> Self {
+        Self::Overrun
+    }
 }
 
 impl EngineError {
@@ -68,6 +76,11 @@ impl EngineError {
             Self::Forbidden => (StatusCode::FORBIDDEN, 4, "Forbidden"),
             Self::UnsupportedProtocol => {
                 (StatusCode::BAD_REQUEST, 5, "Unsupported protocol version")
+            }
+            Self::Overrun => {
+                let wait = [(header::RETRY_AFTER, "5")];
+                return (StatusCode::TOO_MANY_REQUESTS, wait, "Too many handshakes")
+                    .into_response();
             }
         };
         (status, axum::Json(serde_json::json!({ "code": code, "message": message })))
@@ -138,12 +151,12 @@ impl Edge {
             None => None,
         };
         match query.transport {
-            "websocket" => self.websocket(request, connection),
+            "websocket" => self.websocket(request, connection).await,
             _ => self.polling(request, connection).await,
         }
     }
 
-    fn websocket(
+    async fn websocket(
         self,
         mut request: Request<Body>,
         connection: Option<Arc<Connection>>,
@@ -154,8 +167,13 @@ impl Edge {
             .filter(|_| request.method() == Method::GET)
             .cloned()
             .ok_or(EngineError::BadRequest)?;
-        let connection = connection
-            .unwrap_or_else(|| Arc::new(Connection::new(bearer(request.headers()), false)));
+        let ip = address::client(request.extensions());
+        let connection = if let Some(connection) = connection {
+            connection
+        } else {
+            let connection = Connection::new(bearer(request.headers()), false);
+            self.connections.begin(ip, connection).await?
+        };
         let upgrade = hyper::upgrade::on(&mut request);
         let minimal = minimal(&request.into_parts().0, &connection, ());
         let Self { mut engine, connections, tasks, .. } = self;

@@ -1,21 +1,25 @@
 // How clients come in: over TLS, through balancers, past floods; and what goes on to the school's
 // own backend behind the same origin.
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import http from "node:http";
 import https from "node:https";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { createInterface } from "node:readline";
 import { after } from "node:test";
 import { buffer, text } from "node:stream/consumers";
 import tls from "node:tls";
+import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
+import { io } from "socket.io-client";
 import { WebSocket, WebSocketServer } from "ws";
 import { eventually, Person, story, token, within } from "./harness.mjs";
+import { Raw } from "./raw.mjs";
 
 const directory = mkdtempSync(path.join(tmpdir(), "carillon-front-door-"));
 after(() => rmSync(directory, { recursive: true, force: true }));
@@ -539,4 +543,91 @@ story("what the backend is asked is answered before the server goes", { env: PRO
   const [response] = await within(5000, "the answer", once(sent, "response"));
   assert.equal(JSON.parse(await text(response)).length, 12);
   assert.equal((await ended).code, 0);
+});
+
+// --- floods --------------------------------------------------------------------------------------
+
+/** How many files and sockets the process has open. */
+const descriptors = (server) => readdirSync(`/proc/${server.child.pid}/fd`).length;
+
+/** A flood of silent handshakes; `handshakes` says how many there have been. */
+async function floods(server, count) {
+  const child = spawn(process.execPath, [fileURLToPath(new URL("flood.mjs", import.meta.url)), server.port, count], { stdio: ["ignore", "pipe", "inherit"] });
+  const flood = { handshakes: 0, end: () => child.kill("SIGKILL") };
+  createInterface({ input: child.stdout }).on("line", (line) => (flood.handshakes = Number(line)));
+  return flood;
+}
+
+story("a flood of silent handshakes is contained, and a hundred clients of the same address get in", { long: true }, async (world) => {
+  const { server } = world;
+  const before = { descriptors: descriptors(server), peak: peak(server) };
+  const flood = await floods(server, 3000);
+  try {
+    await eventually("the flood is there", () => flood.handshakes > 3000, 30_000);
+    const since = Date.now();
+    // As the shipped frontends are set: five attempts, 1 to 5 s apart, and then never again.
+    const stock = { reconnection: true, reconnectionAttempts: 5, reconnectionDelay: 1000, reconnectionDelayMax: 5000, timeout: 20_000 };
+    const failures = [];
+    const clients = Array.from({ length: 100 }, async (_, index) => {
+      const socket = io(server.url, { ...stock, auth: { token: token(`s${index}`) }, transports: index % 2 ? ["websocket"] : ["polling", "websocket"], forceNew: true });
+      socket.on("connect_error", (error) => failures.push(error.message));
+      await within(13_000, `s${index} connects (${failures.length} failures)`, once(socket, "connect"));
+      return socket;
+    });
+    const sockets = await Promise.all(clients);
+    const took = Date.now() - since;
+    const open = descriptors(server) - before.descriptors;
+    const unauthenticated = await server.metric("carillon_unauthenticated");
+    console.log(`# ${flood.handshakes} handshakes, ${took} ms for 100 clients, ${failures.length} failed attempts, ${open} descriptors, ${Math.round(peak(server) - before.peak)} MB, ${unauthenticated} unauthenticated`);
+    assert.ok(unauthenticated <= 1000, `${unauthenticated}`);
+    // Those that are open, those that wait for their turn, and the hundred: nothing that was closed.
+    assert.ok(open < 3300, `${open} descriptors`);
+    assert.ok(peak(server) - before.peak < 300, `${peak(server) - before.peak} MB`);
+    const answered = sockets.map((socket) => within(10_000, "an answer", new Promise((resolve) => socket.emit("heartbeat", {}, resolve))));
+    for (const answer of await Promise.all(answered)) assert.equal(answer.ok, true);
+    for (const socket of sockets) socket.disconnect();
+  } finally {
+    flood.end();
+  }
+  await eventually("the flood is over", async () => (await server.metric("carillon_unauthenticated")) === 0, 10_000);
+});
+
+story("five hundred clients of one address connect at once, and none is refused", { long: true }, async (world) => {
+  const { server } = world;
+  const sockets = [];
+  const ids = Array.from({ length: 500 }, (_, index) => `s${index}`);
+  const since = Date.now();
+  await Promise.all(ids.map(async (id, index) => {
+    await new Promise((resolve) => setTimeout(resolve, index * 10));
+    const socket = io(server.url, { auth: { token: token(id) }, transports: ["websocket"], reconnection: false, forceNew: true });
+    await within(10_000, `${id} connects`, new Promise((resolve, reject) => {
+      socket.once("connect", resolve);
+      socket.once("connect_error", reject);
+    }));
+    sockets.push(socket);
+  }));
+  assert.ok(Date.now() - since < 10_000, `${Date.now() - since} ms`);
+  assert.equal(await server.metric('carillon_closed_total{reason="unauthenticated"}'), 0);
+  for (const socket of sockets) socket.disconnect();
+});
+
+story("who fails too often has less time to prove themselves, and everybody else has as much as ever", {
+  env: { CARILLON_LIMITS__FAILED_HANDSHAKES: "20/1h", CARILLON_SERVER__TRUSTED_PROXIES: "127.0.0.1" },
+}, async (world) => {
+  const { server } = world;
+  const from = (ip) => ({ headers: { "x-forwarded-for": ip } });
+  const honest = await world.person("ana", { extraHeaders: { "x-forwarded-for": "192.0.2.1" } });
+  for (let index = 0; index < 21; index += 1) {
+    const raw = await Raw.open(server, from("192.0.2.1"));
+    raw.close();
+  }
+  const late = await Raw.open(server, from("192.0.2.1"));
+  const elsewhere = await Raw.open(server, from("192.0.2.2"));
+  const since = Date.now();
+  await within(12_000, "the silent one is closed", late.closed);
+  assert.ok(Date.now() - since > 4000, "not before it has had five seconds");
+  assert.ok((await elsewhere.enter(token("ben"))).sid);
+  assert.equal((await honest.asks("heartbeat")).ok, true);
+  await world.person("cleo", { extraHeaders: { "x-forwarded-for": "192.0.2.1" } });
+  elsewhere.close();
 });
