@@ -7,13 +7,17 @@ use std::{
     collections::HashSet,
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
+    api::refused::Refusals,
     chat::{self, typing_indicator::Typists},
     contract::{Address, Class, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
     exam,
@@ -37,6 +41,8 @@ pub struct App {
     pub presence: Presence,
     pub typists: Typists,
     pub chat: chat::Settings,
+    pub returning: chat::returning::Returning,
+    pub refusals: Refusals,
     pub exams: exam::State,
     pub leaderboard: leaderboard::Settings,
 }
@@ -60,11 +66,52 @@ pub struct Caller {
     pub avatar: Option<String>,
     pub role: Role,
     pub connection: ConnectionId,
+    /// The socket's namespace.
+    pub namespace: &'static str,
     /// The rooms this socket has joined. Changed by the fanout when a `Join` or `Leave` takes
     /// effect, never by a handler.
     pub joined: Joined,
     /// What this socket knows of the answers of its attempts.
     pub told: exam::Told,
+    /// Whether they may still do what they are about to do.
+    pub grant: Grant,
+}
+
+/// What a socket was let in for, as of the moment it was asked: clones taken later know of later
+/// changes. Everything that is about to be committed is checked against it, so that what was in
+/// flight when rights ended is not done.
+#[derive(Clone, Debug, Default)]
+pub struct Grant {
+    /// Raised with every change of rights; [`Self::ENDED`] is the last.
+    state: Arc<AtomicU64>,
+    as_of: u64,
+}
+
+impl Grant {
+    const ENDED: u64 = u64::MAX;
+
+    /// As it is now.
+    #[must_use]
+    pub fn renewed(&self) -> Self {
+        Self { state: self.state.clone(), as_of: self.state.load(Ordering::Acquire) }
+    }
+    /// The rights have changed: whoever asked before has to ask again.
+    pub fn change(&self) {
+        // Never past the end, and not again after it.
+        let next = |state| (state < Self::ENDED - 1).then_some(state + 1);
+        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+    }
+    /// Nothing more is allowed.
+    pub fn end(&self) {
+        self.state.store(Self::ENDED, Ordering::Release);
+    }
+    fn check(&self) -> Result<(), Refusal> {
+        match self.state.load(Ordering::Acquire) {
+            Self::ENDED => Err(Refusal::Unauthenticated),
+            now if now == self.as_of => Ok(()),
+            _ => Err(Refusal::Outdated),
+        }
+    }
 }
 
 impl Caller {
@@ -82,8 +129,10 @@ impl Caller {
             avatar: None,
             role: Role::SuperAdmin,
             connection: ConnectionId::new("system").expect("a sound id"),
+            namespace: "",
             joined: Joined::default(),
             told: exam::Told::default(),
+            grant: Grant::default(),
         }
     }
 }
@@ -152,7 +201,8 @@ pub enum Effect {
     Expel(UserId, RoomId),
     /// Every socket of the user is disconnected for good.
     Cut(UserId),
-    /// The user's row has changed: their sockets go on as who they are now.
+    /// The user's row has changed: their sockets go on as who they are now, and those that may not
+    /// are disconnected for good.
     Know(Arc<Account>),
     /// The caller's socket looks at a board from now on, and was shown a list of that digest.
     Look {
@@ -290,6 +340,7 @@ impl<'a> Cx<'a> {
 
     /// Outbox rows, COMMIT, and only now the effects.
     pub async fn commit(mut self) -> Result<Vec<Effect>, Refusal> {
+        self.caller.grant.check()?;
         let durable = durable(&mut self.effects);
         if !durable.is_empty() && self.scope == Scope::Rows {
             return Err(Refusal::internal("a durable event outside the lane"));

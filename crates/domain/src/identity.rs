@@ -85,15 +85,37 @@ pub struct User {
     pub status: UserStatus,
     /// When the token this row was made from was issued; `None` for rows managed elsewhere.
     pub claims_issued_at: Option<Timestamp>,
-    /// Tokens issued before this are refused.
-    pub tokens_valid_from: Option<Timestamp>,
+    /// Which of the user's tokens still count.
+    pub tokens: TokenRule,
+    /// The row of a deleted user stays, so that no token makes it again.
+    pub is_deleted: bool,
 }
 
-impl User {
-    /// Whether a token issued at that time still counts; one that does not say when it was issued
-    /// does not, once any was revoked.
-    pub fn accepts_token_of(&self, issued_at: Option<Timestamp>) -> bool {
-        self.tokens_valid_from.is_none_or(|from| issued_at.is_some_and(|at| at >= from))
+/// When a token was issued, and as which version of its user's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Issue {
+    pub at: Option<Timestamp>,
+    /// 0 for a token that does not say.
+    pub version: i64,
+}
+
+/// Which tokens of a user count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRule {
+    /// Tokens issued before this are refused; null when none was revoked.
+    #[serde(rename = "tokensValidFrom")]
+    pub valid_from: Option<Timestamp>,
+    /// Tokens of a lower version are refused. Raised, never lowered.
+    #[serde(rename = "tokenVersion")]
+    pub version: i64,
+}
+
+impl TokenRule {
+    /// One that does not say when it was issued is refused, once any was revoked.
+    pub fn accepts(&self, token: Issue) -> bool {
+        self.valid_from.is_none_or(|from| token.at.is_some_and(|at| at >= from))
+            && token.version >= self.version
     }
 }
 
@@ -110,8 +132,8 @@ pub struct Account {
     pub status: UserStatus,
     /// Whether the row is managed here; otherwise it follows the user's tokens.
     pub managed: bool,
-    /// Tokens issued before this are refused; null when none was revoked.
-    pub tokens_valid_from: Option<Timestamp>,
+    #[serde(flatten)]
+    pub tokens: TokenRule,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -123,8 +145,8 @@ pub struct Claims {
     pub name: Option<String>,
     pub role: Role,
     pub email: Option<String>,
-    /// When the token was issued; a row made from claims follows the newest token only.
-    pub issued_at: Option<Timestamp>,
+    /// A row made from claims follows the newest token only.
+    pub issue: Issue,
 }
 
 impl Claims {

@@ -67,6 +67,13 @@ pub enum Refusal {
     Invalid(Cow<'static, str>),
     #[error("no such event")]
     UnknownEvent,
+    /// Whatever let the caller in does so no more.
+    #[error("not authenticated any more")]
+    Unauthenticated,
+    /// The caller's rights changed while the command ran: nothing was kept, and the same command
+    /// is judged anew.
+    #[error("the caller's rights have changed")]
+    Outdated,
     #[error("{0}")]
     TooLarge(Cow<'static, str>),
     /// Foreign or absent: the two look the same.
@@ -119,6 +126,7 @@ impl Refusal {
         match self {
             Self::Required(_) | Self::Invalid(_) | Self::UnknownEvent => Code::Invalid,
             Self::TooLarge(_) => Code::TooLarge,
+            Self::Unauthenticated => Code::Unauthenticated,
             Self::Forbidden => Code::Forbidden,
             Self::NotFound => Code::NotFound,
             Self::NotAMember => Code::NotAMember,
@@ -131,7 +139,7 @@ impl Refusal {
             Self::AlreadyMember => Code::AlreadyMember,
             Self::RateLimited { .. } => Code::RateLimited,
             Self::Busy { .. } => Code::Busy,
-            Self::Unavailable(_) => Code::Unavailable,
+            Self::Unavailable(_) | Self::Outdated => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
     }
@@ -140,7 +148,7 @@ impl Refusal {
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after } | Self::Busy { retry_after } => Some(*retry_after),
-            Self::Unavailable(_) => Some(Duration::from_secs(1)),
+            Self::Unavailable(_) | Self::Outdated => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

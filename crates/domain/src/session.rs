@@ -6,6 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    chat::{
+        self,
+        returning::{self, Change},
+    },
     contract::{
         Class, Command, Event, EventRow, Everywhere, Handle, Namespace as _, Policy, Route, Scope,
         Telling, ToCaller, event, route,
@@ -88,18 +92,33 @@ pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusa
 
 /// [`SETTLING`] after a socket has come: what it should have without asking.
 ///
-/// Whatever one of the two comes to, the other is brought all the same; the first failure is named.
-pub async fn settled(app: &App, caller: &Caller, path: &str) -> (Vec<Effect>, Result<(), Refusal>) {
-    let (mut effects, mut result) = (Vec::new(), Ok(()));
+/// Whatever one of these comes to, the others are brought all the same; the first failure is named.
+pub async fn settled(app: &App, caller: &Caller) -> (Vec<Effect>, Result<(), Refusal>) {
+    let (mut effects, mut result, path) = (Vec::new(), Ok(()), caller.namespace);
+    if chat::Chat::PATHS.contains(&path) {
+        result = returning::restore(app, caller, path, &mut effects).await;
+    }
     // A socket that hears nothing of exams sits none.
     if exam::Exams::PATHS.contains(&path) {
-        result = exam::join_exam::restore(app, caller, &mut effects).await;
+        result = result.and(exam::join_exam::restore(app, caller, &mut effects).await);
     }
     match notification::deliver_stored(app, caller).await {
         Ok(kept) => effects.extend(kept),
         Err(refusal) => result = result.and(Err(refusal)),
     }
     (effects, result)
+}
+
+/// The caller's rights have changed: the socket leaves the rooms that they may not hear any more.
+pub async fn review(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
+    let mut cx = Cx::new(app, caller, Scope::Rows, app.clock.now());
+    for room in caller.joined.all() {
+        match room.exam() {
+            Some(exam) => exam::review(&mut cx, &exam).await?,
+            None => chat::review(&mut cx, &room).await?,
+        }
+    }
+    cx.commit().await
 }
 
 /// At most so many users are noted in one transaction.
@@ -131,10 +150,24 @@ pub fn tick(app: &App) -> Vec<(TenantId, Effect)> {
     silent.chain(gone).filter_map(|(tenant, effect)| Some((tenant, effect.ok()?))).collect()
 }
 
+/// Whether a socket that is gone may come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Its client, the network or this node has ended it: the same user may be back in a moment.
+    Lost,
+    /// The server has ended it for good.
+    Cut,
+}
+
 /// A socket is gone: its user stops typing where no other socket of theirs is, and goes offline
 /// after the grace unless another comes.
-pub fn disconnected(app: &App, caller: &Caller) -> Vec<Effect> {
+pub fn disconnected(app: &App, caller: &Caller, ending: Ending) -> Vec<Effect> {
     let now = app.clock.now();
+    match ending {
+        Ending::Lost if caller.joined.all().is_empty() => {}
+        Ending::Lost => app.returning.note(caller, Change::Lost(now)),
+        Ending::Cut => app.returning.note(caller, Change::Gone(caller.user.clone())),
+    }
     let left = app.presence.disconnected(caller, now);
     let stopped =
         left.iter().filter_map(|room| app.typists.stop(&caller.tenant, room, &caller.user));

@@ -69,6 +69,8 @@ fn app(burst: u32) -> App {
         presence: Presence::default(),
         typists: Typists::default(),
         chat: chat::Settings::default(),
+        returning: chat::returning::Returning::new("node".into()),
+        refusals: crate::api::refused::Refusals::default(),
         exams: exam::State::new(
             exam::Settings {
                 grace: Duration::from_secs(2),
@@ -89,8 +91,10 @@ fn stranger(role: Role) -> Caller {
         avatar: None,
         role,
         connection: ConnectionId::new("c").unwrap(),
+        namespace: "/",
         joined: Joined::default(),
         told: crate::exam::Told::default(),
+        grant: crate::dispatch::Grant::default(),
     }
 }
 

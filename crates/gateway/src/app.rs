@@ -5,7 +5,12 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use axum::{Router, extract::Request, http::HeaderValue, routing::any};
 use carillon_domain::{
-    App as Domain, TenantId, Timestamp, chat,
+    App as Domain, TenantId, Timestamp,
+    api::refused::Refusals,
+    chat::{
+        self,
+        returning::{self, Returning},
+    },
     contract::Scope,
     exam::{self, journal::JournalKey},
     ports::{Clock, Ids, Store as _},
@@ -107,14 +112,20 @@ impl Node {
             presence: Presence::default(),
             typists: chat::typing_indicator::Typists::default(),
             chat: chat::Settings { open_rooms: config.chat.open_rooms },
+            returning: Returning::new(UuidsV7.uuid()),
+            refusals: Refusals::default(),
             exams: exam::State::new(exam_settings(config, &store).await?, SystemClock.now()),
             leaderboard: config.leaderboard_settings()?,
         });
+        returning::take_over(&domain, &TenantId::new("system")?)
+            .await
+            .context("cannot read who was here")?;
         let connections = Connections::new(limits(config), metrics.clone());
         let hub = NodeHub::new(connections.clone());
         let (engine, io) = engine(config, hub.clone());
         let gateway = Arc::new(Gateway {
             authenticator: Authenticator::new(&config.apps, &config.auth)?,
+            default_tenant: config.default_app().tenant.clone(),
             fanout: Fanout::new(
                 hub.clone(),
                 io.clone(),

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use carillon_domain::{
     App as Domain, Refusal, TenantId, Timestamp, UserId,
     contract::Scope,
-    identity::{Claims, Role, User, UserStatus},
+    identity::{Claims, Issue, Role, User, UserStatus},
     presence::RETURN_WINDOW,
 };
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, errors::ErrorKind};
@@ -64,6 +64,7 @@ struct Verified<'a> {
 pub struct Identity {
     pub tenant: TenantId,
     pub user: User,
+    pub issue: Issue,
 }
 
 impl Authenticator {
@@ -95,13 +96,16 @@ impl Authenticator {
             .await
             .map_err(Denied::Away)?
             .ok_or(Denied::UserNotFound)?;
-        if !user.accepts_token_of(claims.issued_at) {
+        if user.is_deleted {
+            return Err(Denied::UserNotFound);
+        }
+        if !user.tokens.accepts(claims.issue) {
             return Err(Denied::InvalidToken);
         }
         match user.status {
             UserStatus::Suspended => Err(Denied::Suspended),
             UserStatus::Verified | UserStatus::Pending => {
-                Ok(Identity { tenant: app.tenant.clone(), user })
+                Ok(Identity { tenant: app.tenant.clone(), user, issue: claims.issue })
             }
         }
     }
@@ -129,7 +133,7 @@ impl Authenticator {
         claims: &Claims,
         now: Timestamp,
     ) -> Result<bool, Denied> {
-        if claims.issued_at.is_none_or(|issued| issued.after(self.max_age) < now) {
+        if claims.issue.at.is_none_or(|issued| issued.after(self.max_age) < now) {
             return Ok(false);
         }
         if domain.presence.is_recent(&app.tenant, &claims.user, now) {
@@ -154,7 +158,7 @@ async fn find_user(
 ) -> Result<Option<User>, Refusal> {
     let found = domain.store.read().await?.user(&app.tenant, &claims.user).await?;
     let is_current = match &found {
-        Some(user) => user.claims_issued_at.is_none_or(|of| Some(of) >= claims.issued_at),
+        Some(user) => user.claims_issued_at.is_none_or(|of| Some(of) >= claims.issue.at),
         None => !app.provision_users,
     };
     if is_current || !app.provision_users {
@@ -194,7 +198,10 @@ impl App {
             role: text(&self.claims.role).map_or(Role::Student, |role| self.role(&role)),
             email: text("email"),
             #[expect(clippy::cast_possible_truncation, reason = "a time in ms fits an i64")]
-            issued_at: seconds.map(|seconds| Timestamp((seconds * 1_000.0) as i64)),
+            issue: Issue {
+                at: seconds.map(|seconds| Timestamp((seconds * 1_000.0) as i64)),
+                version: claims.get("tokenVersion").and_then(Value::as_i64).unwrap_or(0),
+            },
         })
     }
 

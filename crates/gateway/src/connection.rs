@@ -388,6 +388,11 @@ impl Connections {
         }
     }
 
+    /// The longest that a link may have been broken when that is noticed.
+    pub fn unnoticed(&self) -> Duration {
+        self.limits.silent
+    }
+
     pub fn len(&self) -> usize {
         self.by_sid.read().unwrap_or_else(PoisonError::into_inner).len()
     }

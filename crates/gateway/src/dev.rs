@@ -9,7 +9,7 @@ use carillon_domain::{
     chat::RoomKind,
     contract::Scope,
     exam::define::{ExamInput, define},
-    identity::{Claims, Role},
+    identity::{Claims, Issue, Role},
     ids::ExamId,
 };
 use serde::Deserialize;
@@ -125,7 +125,7 @@ async fn seed(domain: &Domain, tenant: &TenantId) -> anyhow::Result<()> {
             name: Some(name.into()),
             role,
             email: None,
-            issued_at: Some(now),
+            issue: Issue { at: Some(now), version: 0 },
         };
         tx.provision_user(tenant, &claims, now).await?;
     }

@@ -167,7 +167,11 @@ impl Fanout {
             }
             Effect::Know(account) => {
                 for seat in self.seats_of(tenant, &account.id) {
-                    seat.renew(&account);
+                    if seat.may_stay(&account) {
+                        seat.renew(&account);
+                    } else {
+                        self.cut(&seat);
+                    }
                 }
             }
             Effect::ShowBoards => self.boards.show_again(tenant),
@@ -229,6 +233,7 @@ impl Fanout {
 
     /// Ends a socket with a disconnect packet: coming back is of no use.
     pub fn cut(&self, seat: &Seat) {
+        seat.caller.grant.end();
         let Some(socket) = seat.socket.upgrade() else { return };
         if socket.disconnect().is_err() {
             self.connections.kill(&seat.connection, Closing::SlowConsumer);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use carillon_domain::App as Domain;
+use carillon_domain::{App as Domain, TenantId};
 use socketioxide::SocketIo;
 use tokio_util::task::TaskTracker;
 
@@ -18,6 +18,8 @@ use crate::{
 pub struct Gateway {
     pub domain: Arc<Domain>,
     pub authenticator: Authenticator,
+    /// Where refusals are noted of those who cannot be told apart.
+    pub default_tenant: TenantId,
     pub connections: Arc<Connections>,
     pub hub: Arc<NodeHub>,
     pub io: SocketIo<Adapter>,

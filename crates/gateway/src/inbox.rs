@@ -15,13 +15,14 @@ use std::{
 
 use carillon_domain::{
     Code, Done, Refusal, Timestamp,
+    api::refused::Kind,
     contract::{Class, Policy, RATE_LIMITED, Route, Telling, find_command},
     dispatch::{dispatch, reject},
 };
 use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use socketioxide::extract::AckSender;
+use socketioxide::{extract::AckSender, socket::DisconnectReason};
 use tracing::Instrument as _;
 
 use crate::{
@@ -77,17 +78,19 @@ pub enum Item {
     Arrived(Arc<Seat>),
     /// It has been there for a moment.
     Settled(Arc<Seat>),
+    /// Its user's rights have changed.
+    Changed(Arc<Seat>),
     /// Its client asks for something.
     Asked(Box<Asked>),
     /// It is gone.
-    Left(Arc<Seat>),
+    Left(Arc<Seat>, DisconnectReason),
 }
 
 impl Item {
     fn bytes(&self) -> usize {
         match self {
             Self::Asked(asked) => asked.text.len(),
-            Self::Arrived(_) | Self::Settled(_) | Self::Left(_) => 0,
+            Self::Arrived(_) | Self::Settled(_) | Self::Changed(_) | Self::Left(..) => 0,
         }
     }
 }
@@ -188,7 +191,8 @@ async fn handle(gateway: &Arc<Gateway>, item: Item) {
                 settle_after(SETTLE_AGAIN, gateway, seat);
             }
         }
-        Item::Left(seat) => seat.leave(gateway).await,
+        Item::Changed(seat) => seat.review(gateway).await,
+        Item::Left(seat, reason) => seat.leave(gateway, reason).await,
         Item::Asked(asked) => {
             asked.seat.arrive(gateway).await;
             answer(gateway, *asked).await;
@@ -240,6 +244,7 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
                 }
             }
             Err(refusal) => {
+                note(gateway, &seat, label, &refusal);
                 refuse(gateway, &seat, ack, route.map(|route| &route.policy), &refusal);
             }
         }
@@ -259,9 +264,18 @@ async fn run(
     received_at: Timestamp,
     acknowledged: bool,
 ) -> Result<Done, Refusal> {
-    let renewed = seat.renewed();
-    let caller = renewed.as_deref().unwrap_or(&seat.caller);
-    let work = dispatch(&gateway.domain, caller, route, payload, received_at, acknowledged);
+    let work = async {
+        loop {
+            let caller = seat.current();
+            let work =
+                dispatch(&gateway.domain, &caller, route, payload, received_at, acknowledged);
+            match work.await {
+                // Judged anew, by what they may do now; until patience ends.
+                Err(Refusal::Outdated) => {}
+                result => return result,
+            }
+        }
+    };
     let patience = match route.policy.class {
         Class::Exam => EXAM_PATIENCE,
         _ => PATIENCE,
@@ -327,6 +341,22 @@ fn refuse(
     if is_told && let Ok(text) = serde_json::to_string(&told) {
         gateway.fanout.tell(seat, "error", &text);
     }
+}
+
+/// Whoever tries what they may not do is in the audit log.
+fn note(gateway: &Gateway, seat: &Seat, command: &'static str, refusal: &Refusal) {
+    let code = refusal.code();
+    if !matches!(code, Code::Forbidden | Code::Unauthenticated) {
+        return;
+    }
+    let kind = Kind {
+        tenant: seat.caller.tenant.clone(),
+        actor: seat.caller.user.to_string(),
+        action: "command.refused",
+        subject: command.into(),
+        reason: code.as_str(),
+    };
+    gateway.domain.refusals.note(kind, gateway.domain.clock.now());
 }
 
 /// What nobody expected: the log gets the cause, the client a number to name it by.

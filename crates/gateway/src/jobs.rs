@@ -3,11 +3,15 @@
 
 mod exams;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use carillon_domain::{
-    Effect, Refusal, TenantId, Timestamp, contract::Scope, notification, presence::NOTED_EVERY,
-    session,
+    Effect, Refusal, TenantId, Timestamp, UserId, api::refused, chat::returning, contract::Scope,
+    notification, ports::ChangedUser, presence::NOTED_EVERY, session,
 };
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     edge::{Edge, tls::Certificates},
     gateway::Gateway,
+    inbox::{self, Item},
     limits::Limiter,
 };
 
@@ -24,10 +29,16 @@ const TICK: Duration = Duration::from_millis(250);
 const RELAY: Duration = Duration::from_secs(1);
 /// An event that came early waits this long for the one before it.
 const HOLE: Duration = Duration::from_millis(50);
-/// A suspended user is cut within a second.
-const SUSPENSIONS: Duration = Duration::from_millis(500);
+/// Rights end within a second, whoever changed the user's row.
+const RIGHTS: Duration = Duration::from_millis(500);
+/// A change is acted upon for so long: somebody may be coming in by what held before.
+const SETTLING: Duration = Duration::from_secs(5);
 /// Who has just come is noted within this.
 const NOTE: Duration = Duration::from_secs(2);
+/// Who has just joined a room is put back into it after a crash that comes later than this.
+const ROOMS: Duration = Duration::from_millis(100);
+/// A refusal is in the audit log within this.
+const REFUSALS: Duration = Duration::from_secs(1);
 /// A board that has changed is shown within this, and the time that takes.
 const BOARDS: Duration = Duration::from_millis(500);
 /// What could not be pushed to somebody who listens is found within this.
@@ -56,11 +67,13 @@ pub async fn run(
         tokio::join!(
             tick(&gateway),
             relay(&gateway),
-            suspensions(&gateway),
+            rights(&gateway),
             exams::finish_attempts(&gateway),
             exams::carry_out_results(&gateway),
             sweep(&gateway),
             note_seen(&gateway),
+            note_rooms(&gateway),
+            note_refusals(&gateway),
             undelivered(&gateway),
             forget(&gateway, &limiter),
             close(&gateway, edge),
@@ -115,22 +128,62 @@ fn report(what: &str, result: Result<(), Refusal>, was_away: bool) -> bool {
     false
 }
 
-async fn suspensions(gateway: &Gateway) {
+async fn rights(gateway: &Arc<Gateway>) {
     let mut was_away = false;
-    let mut ticks = every(SUSPENSIONS);
+    let mut changes = Changes::default();
+    let mut ticks = every(RIGHTS);
     loop {
         ticks.tick().await;
-        let result = cut_suspended(gateway).await;
-        was_away = report("the watch over suspended users", result, was_away);
+        let result = changes.follow(gateway).await;
+        was_away = report("the watch over users' rights", result, was_away);
     }
 }
 
-async fn cut_suspended(gateway: &Gateway) -> Result<(), Refusal> {
-    if gateway.connections.len() == 0 {
+/// The changes of users' rows that were acted upon.
+#[derive(Default)]
+struct Changes {
+    seen: HashMap<i64, Instant>,
+    looked: Option<Instant>,
+}
+
+impl Changes {
+    /// Brings the sockets of users who have changed up to date.
+    async fn follow(&mut self, gateway: &Arc<Gateway>) -> Result<(), Refusal> {
+        let now = Instant::now();
+        let within = LATE + self.looked.map_or(Duration::ZERO, |at| now - at);
+        self.seen.retain(|_, at| now - *at <= within + SETTLING);
+        let changed = gateway.domain.store.read().await?.changed_users(within).await?;
+        let mut done = HashSet::new();
+        for ChangedUser { id, tenant, user } in changed {
+            let seen = *self.seen.entry(id).or_insert(now);
+            if now - seen <= SETTLING && done.insert((tenant.clone(), user.clone())) {
+                follow_user(gateway, &tenant, &user, seen == now).await?;
+            }
+        }
+        self.looked = Some(now);
+        Ok(())
+    }
+}
+
+async fn follow_user(
+    gateway: &Arc<Gateway>,
+    tenant: &TenantId,
+    user: &UserId,
+    is_new: bool,
+) -> Result<(), Refusal> {
+    if gateway.fanout.seats_of(tenant, user).is_empty() {
         return Ok(());
     }
-    for (tenant, user) in gateway.domain.store.read().await?.suspended_users().await? {
-        gateway.fanout.deliver_system(&tenant, Effect::Cut(user));
+    let account = gateway.domain.store.read().await?.account(tenant, user).await?;
+    let effect = match account {
+        Some(account) => Effect::Know(Arc::new(account)),
+        None => Effect::Cut(user.clone()),
+    };
+    gateway.fanout.deliver_system(tenant, effect);
+    if is_new {
+        for seat in gateway.fanout.seats_of(tenant, user) {
+            inbox::push(gateway, &seat.clone(), Item::Changed(seat));
+        }
     }
     Ok(())
 }
@@ -153,6 +206,26 @@ async fn note_seen(gateway: &Gateway) {
         ticks.tick().await;
         let result = session::note_seen(&gateway.domain, NOTED_EVERY).await;
         was_away = report("noting who is here", result, was_away);
+    }
+}
+
+async fn note_rooms(gateway: &Gateway) {
+    let mut was_away = false;
+    let mut ticks = every(ROOMS);
+    loop {
+        ticks.tick().await;
+        let result = returning::write(&gateway.domain).await;
+        was_away = report("noting who is in which room", result, was_away);
+    }
+}
+
+async fn note_refusals(gateway: &Gateway) {
+    let mut was_away = false;
+    let mut ticks = every(REFUSALS);
+    loop {
+        ticks.tick().await;
+        let result = refused::write(&gateway.domain).await;
+        was_away = report("the audit log of refusals", result, was_away);
     }
 }
 
@@ -203,6 +276,12 @@ async fn forget(gateway: &Gateway, limiter: &Limiter) {
         while let Ok(deleted) = forget_replies(gateway, before).await
             && deleted == u64::from(BATCH)
         {}
+        while let Ok(deleted) = forget_rooms(gateway).await
+            && deleted == u64::from(BATCH)
+        {}
+        while let Ok(deleted) = forget_user_changes(gateway, before).await
+            && deleted == u64::from(BATCH)
+        {}
         while let Ok(deleted) = gateway.domain.store.forget_published(before, BATCH).await
             && deleted == u64::from(BATCH)
         {}
@@ -214,6 +293,23 @@ async fn forget_replies(gateway: &Gateway, before: Timestamp) -> Result<u64, Ref
     let nobody = TenantId::new("system").map_err(Refusal::internal)?;
     let mut tx = gateway.domain.store.begin(&nobody, Scope::Rows).await?;
     let deleted = tx.forget_replies(before, BATCH).await?;
+    tx.commit().await?;
+    Ok(deleted)
+}
+
+async fn forget_rooms(gateway: &Gateway) -> Result<u64, Refusal> {
+    let nobody = TenantId::new("system").map_err(Refusal::internal)?;
+    let before = returning::forgotten_before(gateway.domain.clock.now());
+    let mut tx = gateway.domain.store.begin(&nobody, Scope::Rows).await?;
+    let deleted = tx.forget_rooms(before, BATCH).await?;
+    tx.commit().await?;
+    Ok(deleted)
+}
+
+async fn forget_user_changes(gateway: &Gateway, before: Timestamp) -> Result<u64, Refusal> {
+    let nobody = TenantId::new("system").map_err(Refusal::internal)?;
+    let mut tx = gateway.domain.store.begin(&nobody, Scope::Rows).await?;
+    let deleted = tx.forget_user_changes(before, BATCH).await?;
     tx.commit().await?;
     Ok(deleted)
 }

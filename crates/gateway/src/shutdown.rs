@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use carillon_domain::session;
+use carillon_domain::{chat::returning, session};
 use tokio::{
     signal::unix::{SignalKind, signal as listen},
     time::{Instant, sleep, timeout_at},
@@ -48,6 +48,9 @@ pub async fn drain(gateway: &Gateway, stop: &CancellationToken, at_most: Duratio
     gateway.tasks.close();
     if timeout_at(deadline, gateway.tasks.wait()).await.is_err() {
         tracing::warn!(tasks = gateway.tasks.len(), "the drain took too long");
+    }
+    if returning::write(&gateway.domain).await.is_err() {
+        tracing::warn!("the rooms of those who were here could not be noted");
     }
     tracing::info!("drained");
 }

@@ -6,10 +6,15 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use carillon_domain::{
-    Caller, ConnectionId, contract::ALL_PATHS, dispatch::Joined, identity::Account, session,
+    Caller, ConnectionId, Refusal,
+    contract::ALL_PATHS,
+    dispatch::{Grant, Joined},
+    identity::{Account, Issue, UserStatus},
+    session::{self, Ending},
 };
 use carillon_redis_adapter::{Hub, NodeAdapter};
 use socketioxide::{
@@ -34,33 +39,52 @@ pub type Adapter = NodeAdapter<Emitter>;
 /// The adapters of this node.
 pub type NodeHub = Hub<Emitter>;
 
+/// What a lost socket leaves behind is written by then.
+const PASSED_ON: Duration = Duration::from_millis(500);
+
 /// One Socket.IO socket of ours: a caller in one namespace of one connection.
 pub struct Seat {
-    pub caller: Caller,
+    /// Who came. What they are by now is in [`Self::current`].
+    pub caller: Arc<Caller>,
+    /// The token that let them in.
+    issue: Issue,
     pub connection: Arc<Connection>,
     pub sid: Sid,
     pub path: &'static str,
     pub socket: std::sync::Weak<Socket<Adapter>>,
+    since: Instant,
     has_arrived: AtomicBool,
     /// The caller as they are since their row was changed.
     renewed: Mutex<Option<Arc<Caller>>>,
 }
 
 impl Seat {
+    /// Whether the user may go on with the token that let this socket in.
+    pub fn may_stay(&self, account: &Account) -> bool {
+        account.status != UserStatus::Suspended && account.tokens.accepts(self.issue)
+    }
+
     /// The user's row has changed: what the socket asks from now on, it asks as who they are now.
     pub fn renew(&self, account: &Account) {
-        let caller = Caller {
+        let was = self.current();
+        if (&was.name, &was.avatar, was.role) == (&account.name, &account.avatar, account.role) {
+            return;
+        }
+        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.caller.grant.change();
+        *renewed = Some(Arc::new(Caller {
             name: account.name.clone(),
             avatar: account.avatar.clone(),
             role: account.role,
-            ..self.caller.clone()
-        };
-        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(caller));
+            grant: self.caller.grant.renewed(),
+            ..Caller::clone(&self.caller)
+        }));
     }
 
-    /// `None` while the caller is who came.
-    pub fn renewed(&self) -> Option<Arc<Caller>> {
-        self.renewed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Who the user is now.
+    pub fn current(&self) -> Arc<Caller> {
+        let renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        renewed.as_ref().unwrap_or(&self.caller).clone()
     }
 
     /// Tells the others, once, before anything else of this socket is handled.
@@ -68,7 +92,7 @@ impl Seat {
         if self.has_arrived.swap(true, Ordering::AcqRel) {
             return;
         }
-        match session::connected(&gateway.domain, &self.caller).await {
+        match session::connected(&gateway.domain, &self.current()).await {
             Ok(effects) => gateway.fanout.deliver(self, effects).await,
             // Without its rooms the user could not be shown to anybody: the client comes back.
             Err(_) => gateway.connections.kill(&self.connection, Closing::Unavailable),
@@ -80,7 +104,8 @@ impl Seat {
         if !self.socket.upgrade().is_some_and(|socket| socket.connected()) {
             return true;
         }
-        let (effects, result) = session::settled(&gateway.domain, &self.caller, self.path).await;
+        let caller = self.current();
+        let (effects, result) = session::settled(&gateway.domain, &caller).await;
         gateway.fanout.deliver(self, effects).await;
         let Err(refusal) = result else { return true };
         let code = refusal.code().as_str();
@@ -88,14 +113,42 @@ impl Seat {
         refusal.retry_after().is_none()
     }
 
+    /// Takes the socket out of what its user may not hear any more.
+    pub async fn review(&self, gateway: &Gateway) {
+        match session::review(&gateway.domain, &self.current()).await {
+            Ok(effects) => gateway.fanout.deliver(self, effects).await,
+            // It is being disconnected, or will be reviewed again.
+            Err(Refusal::Unauthenticated | Refusal::Outdated) => {}
+            // Nothing is heard that may not be: the client comes back, and is let in as who it is.
+            Err(_) => gateway.connections.kill(&self.connection, Closing::Unavailable),
+        }
+    }
+
     /// Tells the others, after everything this socket had asked for.
-    pub async fn leave(&self, gateway: &Gateway) {
+    pub async fn leave(&self, gateway: &Arc<Gateway>, reason: DisconnectReason) {
+        let ending = match reason {
+            DisconnectReason::ServerNSDisconnect => Ending::Cut,
+            _ => Ending::Lost,
+        };
         if !self.has_arrived.swap(true, Ordering::AcqRel) {
             // Gone before anybody was told that it came.
             return;
         }
-        let effects = session::disconnected(&gateway.domain, &self.caller);
+        let effects = session::disconnected(&gateway.domain, &self.caller, ending);
         gateway.fanout.deliver(self, effects).await;
+        if matches!(reason, DisconnectReason::HeartbeatTimeout | DisconnectReason::TransportError) {
+            self.pass_on(gateway);
+        }
+    }
+
+    /// A link that breaks is noticed late: its client may be back already, on a socket that found
+    /// nothing lost when it came.
+    fn pass_on(&self, gateway: &Arc<Gateway>) {
+        for seat in gateway.fanout.seats_of(&self.caller.tenant, &self.caller.user) {
+            if seat.since.elapsed() <= gateway.connections.unnoticed() {
+                inbox::settle_after(PASSED_ON, gateway, seat);
+            }
+        }
     }
 }
 
@@ -177,17 +230,21 @@ async fn connect(
         avatar: identity.user.avatar,
         role: identity.user.role,
         connection: public_id(),
+        namespace: path,
         joined: Joined::default(),
         told: carillon_domain::exam::Told::default(),
+        grant: Grant::default(),
     };
     connection.rename(path, socket.id, caller.connection.as_str());
     socket.join(vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)]);
     let seat = Arc::new(Seat {
-        caller,
+        caller: Arc::new(caller),
+        issue: identity.issue,
         connection,
         sid: socket.id,
         path,
         socket: Arc::downgrade(&socket),
+        since: Instant::now(),
         has_arrived: AtomicBool::new(false),
         renewed: Mutex::default(),
     });
@@ -203,7 +260,7 @@ async fn connect(
         if has_ended {
             gateway.connections.remove(seat.sid);
         }
-        inbox::push(&gateway, &seat, Item::Left(seat.clone()));
+        inbox::push(&gateway, &seat, Item::Left(seat.clone(), reason));
         std::future::ready(())
     });
     Ok(())
@@ -218,6 +275,8 @@ fn deny(gateway: &Gateway, connection: &Connection, denied: &Denied) {
         Denied::Away(_) => "unavailable",
     });
     if let Denied::Away(refusal) = denied {
+        // Nobody's failure that a limit should count.
+        connection.authenticated();
         tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
         gateway.connections.kill(connection, Closing::Unavailable);
     }

@@ -3,7 +3,10 @@
 use async_trait::async_trait;
 use carillon_domain::{
     Refusal, TenantId, Timestamp,
-    api::{KeptReply, KeyHolder, Rights, StoredKey, audit::AuditEntry},
+    api::{
+        KeptReply, KeyHolder, Rights, StoredKey,
+        audit::{AuditEntry, AuditFilter},
+    },
     ports::{ApiReads, ApiWrites},
 };
 use serde_json::value::RawValue;
@@ -38,8 +41,26 @@ const FORGET: &str = "DELETE FROM idempotency_keys WHERE (tenant_id, actor, key)
 
 const AUDIT: &str = "INSERT INTO audit_log (tenant_id, at, actor, action, subject, details)
     VALUES ($1, $2, $3, $4, $5, $6)";
-const AUDITED: &str = "SELECT id, at, actor, action, subject, details FROM audit_log
-    WHERE tenant_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
+macro_rules! audited {
+    ($which:literal) => {
+        concat!(
+            "SELECT id, at, actor, action, subject, details FROM (
+                SELECT id, at, actor, action, subject, details FROM audit_log
+                WHERE tenant_id = $1 AND id < $2 AND ",
+            $which,
+            " AND ($4 = '' OR action = $4 OR substr(action, 1, length($4) + 1) = $4 || '.')
+             ORDER BY id DESC LIMIT $3) audited"
+        )
+    };
+}
+const AUDITED: &str = concat!(audited!("TRUE"), " ORDER BY id DESC");
+// Each half from its index.
+const AUDITED_OF: &str = concat!(
+    audited!("actor = $5"),
+    " UNION ",
+    audited!("subject = $5"),
+    " ORDER BY id DESC LIMIT $3"
+);
 
 #[derive(sqlx::FromRow)]
 struct KeyRow {
@@ -122,11 +143,21 @@ impl ApiReads for SqlTx {
     async fn audit_entries(
         &mut self,
         tenant: &TenantId,
+        filter: &AuditFilter,
         before: i64,
         limit: u32,
     ) -> Result<Vec<AuditEntry>, Refusal> {
-        let rows: Vec<AuditRow> = on!(self.conn(), c => sqlx::query_as(AUDITED)
-            .bind(tenant.as_str()).bind(before).bind(i64::from(limit)).fetch_all(c).await)
+        let statement = if filter.user.is_some() { AUDITED_OF } else { AUDITED };
+        let rows: Vec<AuditRow> = on!(self.conn(), c => {
+            let query = sqlx::query_as(statement)
+                .bind(tenant.as_str()).bind(before).bind(i64::from(limit))
+                .bind(filter.action.as_deref().unwrap_or_default());
+            let query = match &filter.user {
+                Some(user) => query.bind(user),
+                None => query,
+            };
+            query.fetch_all(c).await
+        })
         .map_err(refusal)?;
         rows.into_iter().map(AuditRow::entry).collect()
     }

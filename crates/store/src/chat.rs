@@ -55,6 +55,10 @@ const ADD_MEMBER: &str = "INSERT INTO chat_members
     WHERE tenant_id = $1 AND id = $2 ON CONFLICT DO NOTHING";
 const COUNT_MEMBER: &str = "UPDATE chat_rooms SET member_count = member_count + 1
     WHERE tenant_id = $1 AND id = $2";
+const REMOVE_MEMBER: &str = "DELETE FROM chat_members
+    WHERE tenant_id = $1 AND room_id = $2 AND user_id = $3";
+const COUNT_OUT: &str = "UPDATE chat_rooms SET member_count = member_count - 1
+    WHERE tenant_id = $1 AND id = $2";
 const NEXT_SEQ: &str = "UPDATE chat_rooms SET last_seq = last_seq + 1
     WHERE tenant_id = $1 AND id = $2 RETURNING last_seq, member_count";
 const INSERT: &str = "INSERT INTO chat_messages
@@ -306,6 +310,24 @@ impl ChatWrites for SqlTx {
         .map_err(refusal)?;
         if is_new {
             on!(self.conn(), c => sqlx::query(COUNT_MEMBER)
+                .bind(tenant.as_str()).bind(room.as_str()).execute(c).await.map(|_| ()))
+            .map_err(refusal)?;
+        }
+        Ok(())
+    }
+
+    async fn remove_member(
+        &mut self,
+        tenant: &TenantId,
+        room: &RoomId,
+        user: &UserId,
+    ) -> Result<(), Refusal> {
+        let was_member = on!(self.conn(), c => sqlx::query(REMOVE_MEMBER)
+            .bind(tenant.as_str()).bind(room.as_str()).bind(user.as_str())
+            .execute(c).await.map(|done| done.rows_affected() > 0))
+        .map_err(refusal)?;
+        if was_member {
+            on!(self.conn(), c => sqlx::query(COUNT_OUT)
                 .bind(tenant.as_str()).bind(room.as_str()).execute(c).await.map(|_| ()))
             .map_err(refusal)?;
         }

@@ -8,6 +8,7 @@ mod chat;
 mod error;
 mod exam;
 pub mod import;
+mod joined_rooms;
 mod lane;
 mod leaderboard;
 mod notification;

@@ -21,6 +21,9 @@ const GET: &str = "SELECT id, name, description, room_id, creator_id, max_member
     FROM study_groups WHERE tenant_id = $1 AND id = $2 AND deleted_at IS NULL";
 const IDS: &str = "SELECT id FROM study_groups
     WHERE tenant_id = $1 AND id > $2 AND deleted_at IS NULL ORDER BY id LIMIT $3";
+const GROUPS_OF: &str = "SELECT m.group_id FROM study_group_members m
+    JOIN study_groups g ON g.tenant_id = m.tenant_id AND g.id = m.group_id
+    WHERE m.tenant_id = $1 AND m.user_id = $2 AND g.deleted_at IS NULL ORDER BY m.group_id";
 const MEMBERS: &str = "SELECT user_id FROM study_group_members
     WHERE tenant_id = $1 AND group_id = $2 ORDER BY place";
 const STANDING: &str = "SELECT g.id, g.name, g.room_id, g.owner_id, g.is_public, m.is_admin,
@@ -145,6 +148,17 @@ impl StudyGroupReads for SqlTx {
             .bind(tenant.as_str()).bind(after).bind(i64::from(limit)).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(|id| GroupId::new(id).map_err(Refusal::internal)).collect()
+    }
+
+    async fn groups_of(
+        &mut self,
+        tenant: &TenantId,
+        user: &UserId,
+    ) -> Result<Vec<GroupId>, Refusal> {
+        let ids: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(GROUPS_OF)
+            .bind(tenant.as_str()).bind(user.as_str()).fetch_all(c).await)
+        .map_err(refusal)?;
+        ids.into_iter().map(|id| GroupId::new(id).map_err(Refusal::internal)).collect()
     }
 
     async fn standing(

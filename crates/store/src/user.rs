@@ -1,11 +1,13 @@
 //! Users.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use carillon_domain::{
     Refusal, TenantId, Timestamp, UserId,
     api::users::NewAccount,
-    identity::{Account, Claims, Role, User, UserStatus},
-    ports::{UserReads, UserWrites},
+    identity::{Account, Claims, Role, TokenRule, User, UserStatus},
+    ports::{ChangedUser, UserReads, UserWrites},
 };
 
 use crate::{
@@ -14,15 +16,17 @@ use crate::{
     tx::{SqlTx, on},
 };
 
-const GET: &str = "SELECT id, name, role, avatar, status, claims_issued_at, tokens_valid_from
+const GET: &str = "SELECT id, name, role, avatar, status, claims_issued_at,
+        tokens_valid_from, token_version, deleted_at IS NOT NULL AS is_deleted
     FROM users
     WHERE tenant_id = $1 AND id = $2";
 macro_rules! select_accounts {
     ($rest:literal) => {
         concat!(
             "SELECT id, name, email, role, avatar, target_specialty, status,
-                claims_issued_at IS NULL AS managed, tokens_valid_from, created_at, updated_at
-             FROM users WHERE tenant_id = $1 AND ",
+                claims_issued_at IS NULL AS managed, tokens_valid_from, token_version, created_at,
+                updated_at
+             FROM users WHERE tenant_id = $1 AND deleted_at IS NULL AND ",
             $rest
         )
     };
@@ -30,23 +34,44 @@ macro_rules! select_accounts {
 const ACCOUNT: &str = select_accounts!("id = $2");
 const ACCOUNTS: &str = select_accounts!("id > $2 ORDER BY id LIMIT $3");
 const PUT: &str = "INSERT INTO users
-    (tenant_id, id, name, email, role, avatar, target_specialty, status, created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
+    (tenant_id, id, name, email, role, avatar, target_specialty, status, created_at, updated_at,
+     token_version)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9, $10)
     ON CONFLICT (tenant_id, id) DO UPDATE SET
         name = excluded.name, email = excluded.email, role = excluded.role,
         avatar = excluded.avatar, target_specialty = excluded.target_specialty,
-        status = excluded.status, claims_issued_at = NULL, updated_at = excluded.updated_at";
-const REVOKE: &str = "UPDATE users SET tokens_valid_from = $3 WHERE tenant_id = $1 AND id = $2";
+        status = excluded.status, claims_issued_at = NULL, updated_at = excluded.updated_at,
+        token_version = CASE WHEN excluded.token_version > users.token_version
+            THEN excluded.token_version ELSE users.token_version END,
+        deleted_at = NULL";
+// What was refused before is refused for ever.
+const REVOKE: &str = "UPDATE users SET
+        tokens_valid_from = CASE WHEN tokens_valid_from > $3 THEN tokens_valid_from
+            ELSE COALESCE($3, tokens_valid_from) END,
+        token_version = CASE WHEN token_version > $4 THEN token_version ELSE $4 END
+    WHERE tenant_id = $1 AND id = $2 AND deleted_at IS NULL";
+const DELETE: &str = "UPDATE users SET name = 'Deleted user', email = NULL, avatar = NULL,
+        target_specialty = NULL, role = 'STUDENT', status = 'SUSPENDED', claims_issued_at = NULL,
+        deleted_at = $3, updated_at = $3
+    WHERE tenant_id = $1 AND id = $2 AND deleted_at IS NULL";
+const CHANGED_SQLITE: &str = "SELECT id, tenant_id, user_id FROM user_changes
+    WHERE changed_at > CAST(unixepoch('subsec') * 1000 AS INTEGER) - $1";
+const CHANGED_POSTGRES: &str = "SELECT id, tenant_id, user_id FROM user_changes
+    WHERE changed_at > clock_timestamp() - $1 * interval '1 millisecond'";
+const FORGET_CHANGES: &str = "DELETE FROM user_changes WHERE id IN
+    (SELECT id FROM user_changes WHERE changed_at < $1 ORDER BY changed_at LIMIT $2)";
 const LAST_SEEN: &str = "SELECT last_seen FROM online_users WHERE tenant_id = $1 AND user_id = $2";
 const NOTE_SEEN: &str = "INSERT INTO online_users (tenant_id, user_id, last_seen)
     VALUES ($1, $2, $3) ON CONFLICT (tenant_id, user_id) DO UPDATE SET last_seen = excluded.last_seen";
-const SUSPENDED: &str = "SELECT tenant_id, id FROM users WHERE status = 'SUSPENDED'";
 const PROVISION: &str = "INSERT INTO users
-    (tenant_id, id, name, email, role, status, claims_issued_at, created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, 'VERIFIED', $6, $7, $7)
+    (tenant_id, id, name, email, role, status, claims_issued_at, created_at, updated_at,
+     token_version)
+    VALUES ($1, $2, $3, $4, $5, 'VERIFIED', $6, $7, $7, $8)
     ON CONFLICT (tenant_id, id) DO UPDATE SET
         name = excluded.name, email = excluded.email, role = excluded.role,
-        claims_issued_at = excluded.claims_issued_at, updated_at = excluded.updated_at
+        claims_issued_at = excluded.claims_issued_at, updated_at = excluded.updated_at,
+        token_version = CASE WHEN excluded.token_version > users.token_version
+            THEN excluded.token_version ELSE users.token_version END
     WHERE users.claims_issued_at < excluded.claims_issued_at";
 
 #[derive(sqlx::FromRow)]
@@ -58,6 +83,8 @@ struct Row {
     status: String,
     claims_issued_at: Option<Time>,
     tokens_valid_from: Option<Time>,
+    token_version: i64,
+    is_deleted: bool,
 }
 
 impl Row {
@@ -70,7 +97,8 @@ impl Row {
             status: UserStatus::parse(&self.status)
                 .ok_or_else(|| unknown("status", &self.status))?,
             claims_issued_at: self.claims_issued_at.map(Timestamp::from),
-            tokens_valid_from: self.tokens_valid_from.map(Timestamp::from),
+            tokens: rule(self.tokens_valid_from, self.token_version),
+            is_deleted: self.is_deleted,
         })
     }
 }
@@ -86,6 +114,7 @@ struct AccountRow {
     status: String,
     managed: bool,
     tokens_valid_from: Option<Time>,
+    token_version: i64,
     created_at: Time,
     updated_at: Time,
 }
@@ -102,11 +131,15 @@ impl AccountRow {
             status: UserStatus::parse(&self.status)
                 .ok_or_else(|| unknown("status", &self.status))?,
             managed: self.managed,
-            tokens_valid_from: self.tokens_valid_from.map(Timestamp::from),
+            tokens: rule(self.tokens_valid_from, self.token_version),
             created_at: self.created_at.into(),
             updated_at: self.updated_at.into(),
         })
     }
+}
+
+fn rule(valid_from: Option<Time>, version: i64) -> TokenRule {
+    TokenRule { valid_from: valid_from.map(Timestamp::from), version }
 }
 
 fn unknown(column: &str, value: &str) -> Refusal {
@@ -156,11 +189,16 @@ impl UserReads for SqlTx {
         Ok(seen.map(Timestamp::from))
     }
 
-    async fn suspended_users(&mut self) -> Result<Vec<(TenantId, UserId)>, Refusal> {
-        let rows: Vec<(String, String)> =
-            on!(self.conn(), c => sqlx::query_as(SUSPENDED).fetch_all(c).await).map_err(refusal)?;
+    async fn changed_users(&mut self, within: Duration) -> Result<Vec<ChangedUser>, Refusal> {
+        let changed = if self.is_sqlite() { CHANGED_SQLITE } else { CHANGED_POSTGRES };
+        let within_ms = i64::try_from(within.as_millis()).unwrap_or(i64::MAX);
+        let rows: Vec<(i64, String, String)> = on!(self.conn(), c => sqlx::query_as(changed)
+            .bind(within_ms).fetch_all(c).await)
+        .map_err(refusal)?;
         rows.into_iter()
-            .map(|(tenant, user)| Ok((TenantId::new(tenant)?, UserId::new(user)?)))
+            .map(|(id, tenant, user)| {
+                Ok(ChangedUser { id, tenant: TenantId::new(tenant)?, user: UserId::new(user)? })
+            })
             .collect::<Result<_, carillon_domain::ids::InvalidId>>()
             .map_err(Refusal::internal)
     }
@@ -175,10 +213,11 @@ impl UserWrites for SqlTx {
         now: Timestamp,
     ) -> Result<User, Refusal> {
         // A token without `iat` makes a row, and any token that has one is newer.
-        let issued_at = Time(claims.issued_at.unwrap_or_default());
+        let issued_at = Time(claims.issue.at.unwrap_or_default());
         on!(self.conn(), c => sqlx::query(PROVISION)
             .bind(tenant.as_str()).bind(claims.user.as_str()).bind(claims.display_name())
             .bind(&claims.email).bind(claims.role.as_str()).bind(issued_at).bind(Time(now))
+            .bind(claims.issue.version)
             .execute(c).await.map(|_| ()))
         .map_err(refusal)?;
         self.user(tenant, &claims.user).await?.ok_or(Refusal::NotFound)
@@ -194,6 +233,7 @@ impl UserWrites for SqlTx {
             .bind(tenant.as_str()).bind(account.id.as_str()).bind(&account.name)
             .bind(&account.email).bind(account.role.as_str()).bind(&account.avatar)
             .bind(&account.target_specialty).bind(account.status.as_str()).bind(Time(now))
+            .bind(account.token_version)
             .execute(c).await.map(|_| ()))
         .map_err(refusal)
     }
@@ -202,11 +242,30 @@ impl UserWrites for SqlTx {
         &mut self,
         tenant: &TenantId,
         user: &UserId,
-        from: Timestamp,
+        below: &TokenRule,
     ) -> Result<bool, Refusal> {
         on!(self.conn(), c => sqlx::query(REVOKE)
-            .bind(tenant.as_str()).bind(user.as_str()).bind(Time(from))
+            .bind(tenant.as_str()).bind(user.as_str()).bind(below.valid_from.map(Time))
+            .bind(below.version).execute(c).await.map(|done| done.rows_affected() > 0))
+        .map_err(refusal)
+    }
+
+    async fn delete_user(
+        &mut self,
+        tenant: &TenantId,
+        user: &UserId,
+        now: Timestamp,
+    ) -> Result<bool, Refusal> {
+        on!(self.conn(), c => sqlx::query(DELETE)
+            .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now))
             .execute(c).await.map(|done| done.rows_affected() > 0))
+        .map_err(refusal)
+    }
+
+    async fn forget_user_changes(&mut self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
+        on!(self.conn(), c => sqlx::query(FORGET_CHANGES)
+            .bind(Time(before)).bind(i64::from(limit))
+            .execute(c).await.map(|done| done.rows_affected()))
         .map_err(refusal)
     }
 

@@ -13,11 +13,24 @@ pub const OPERATIONS: &[OperationRow] = &[operation::<ListAudit>()];
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct ListAudit {
+    /// Only what this user, or `api:` and the name of a key, did, and what was done to them.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Only this action, or with `exam` all that begin with `exam.`.
+    #[serde(default)]
+    pub action: Option<String>,
     #[serde(default)]
     pub cursor: Option<Cursor>,
     /// 1 to 100; 50 unless said otherwise.
     #[serde(default)]
     pub limit: Option<u32>,
+}
+
+/// Which deeds are asked for; all of them where nothing is said.
+#[derive(Clone, Debug, Default)]
+pub struct AuditFilter {
+    pub user: Option<String>,
+    pub action: Option<String>,
 }
 
 /// One deed.
@@ -27,9 +40,10 @@ pub struct AuditEntry {
     /// Grows with every deed.
     pub id: i64,
     pub at: Timestamp,
-    /// A user's id, or `api:` and the name of a key.
+    /// A user's id, or `api:` and the name of a key; somebody who has proved nothing is a name
+    /// that begins with a space.
     pub actor: String,
-    /// `user.put`, `exam.control`, …
+    /// `user.put`, `exam.control`, `auth.refused`, …
     pub action: String,
     /// What it was done to.
     pub subject: String,
@@ -55,7 +69,9 @@ impl Operation for ListAudit {
             }
             None => i64::MAX,
         };
-        let entries = cx.read().await?.audit_entries(&cx.caller.tenant, before, limit + 1).await?;
+        let filter = AuditFilter { user: self.user, action: self.action };
+        let mut reads = cx.read().await?;
+        let entries = reads.audit_entries(&cx.caller.tenant, &filter, before, limit + 1).await?;
         Ok(Listed::new(entries, limit, |entry| Cursor::after([&entry.id.to_string()])))
     }
 }

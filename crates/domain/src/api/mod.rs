@@ -24,6 +24,7 @@ use crate::{
 pub mod audit;
 pub mod connections;
 pub mod page;
+pub mod refused;
 pub mod rooms;
 pub mod users;
 

@@ -10,10 +10,11 @@ use super::{Cursor, Listed, Method, Operation, OperationRow, Right, operation, p
 use crate::{
     chat::text,
     dispatch::{Cx, Effect},
-    identity::{Account, Role, UserStatus},
+    identity::{Account, Role, TokenRule, UserStatus},
     ids::{Timestamp, UserId},
     leaderboard::recompute::follow_user,
     refusal::Refusal,
+    study_group,
 };
 
 pub const OPERATIONS: &[OperationRow] = &[
@@ -21,6 +22,7 @@ pub const OPERATIONS: &[OperationRow] = &[
     operation::<GetUser>(),
     operation::<ListUsers>(),
     operation::<RevokeTokens>(),
+    operation::<DeleteUser>(),
     operation::<CutUser>(),
 ];
 
@@ -46,6 +48,10 @@ pub struct PutUser {
     /// `VERIFIED` unless said otherwise. `SUSPENDED` cuts the user's connections.
     #[serde(default)]
     pub status: Option<UserStatus>,
+    /// Tokens whose `tokenVersion` is lower are refused. A version that is lower than the one
+    /// there is changes nothing.
+    #[serde(default)]
+    pub token_version: Option<i64>,
 }
 
 /// What a row is made from.
@@ -58,6 +64,7 @@ pub struct NewAccount {
     pub avatar: Option<String>,
     pub target_specialty: Option<String>,
     pub status: UserStatus,
+    pub token_version: i64,
 }
 
 impl Operation for PutUser {
@@ -78,6 +85,7 @@ impl Operation for PutUser {
             avatar: text::link("avatar", self.avatar)?,
             target_specialty: text::short("targetSpecialty", self.target_specialty, MAX_SPECIALTY)?,
             status: self.status.unwrap_or(UserStatus::Verified),
+            token_version: token_version(self.token_version)?.unwrap_or(0),
         };
         let (tenant, now) = (cx.caller.tenant.clone(), cx.now);
         let tx = cx.tx().await?;
@@ -93,11 +101,7 @@ impl Operation for PutUser {
         if before.as_ref().is_some_and(|before| shown(before) != shown(&after)) {
             follow_user(cx, &after.id).await?;
         }
-        if after.status == UserStatus::Suspended {
-            cx.record(Effect::Cut(after.id.clone()));
-        } else if before.is_some() {
-            cx.record(Effect::Know(Arc::new(after.clone())));
-        }
+        cx.record(Effect::Know(Arc::new(after.clone())));
         Ok(after)
     }
 }
@@ -148,18 +152,32 @@ impl Operation for ListUsers {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct RevokeTokens {
     pub id: UserId,
+    /// Refuses tokens issued before this; now, unless said otherwise or `tokenVersion` is given.
+    #[serde(default)]
+    pub before: Option<Timestamp>,
+    /// Refuses tokens whose claim `tokenVersion` is lower; one without the claim counts as 0.
+    #[serde(default)]
+    pub token_version: Option<i64>,
 }
 
 /// Which tokens of a user still count.
 #[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
 pub struct Revoked {
     pub id: UserId,
-    /// Tokens count when their `iat` is not before this: the next full second, since `iat` is in
+    /// Unless said otherwise, `iat` must not be before the next full second, since it is in
     /// seconds.
-    pub tokens_valid_from: Timestamp,
+    #[serde(flatten)]
+    pub tokens: TokenRule,
+}
+
+fn token_version(given: Option<i64>) -> Result<Option<i64>, Refusal> {
+    if given.is_some_and(|version| version < 0) {
+        return Err(Refusal::Invalid("tokenVersion: less than 0".into()));
+    }
+    Ok(given)
 }
 
 impl Operation for RevokeTokens {
@@ -169,18 +187,61 @@ impl Operation for RevokeTokens {
     const PATH: &'static str = "/v1/users/{id}/revoke";
     const RIGHT: Right = Right::WriteUsers;
     const SUMMARY: &'static str =
-        "Refuses every token issued to the user up to now, and cuts their connections";
+        "Refuses tokens issued to the user so far, and cuts the connections made with them";
 
     async fn handle(self, cx: &mut Cx<'_>) -> Result<Revoked, Refusal> {
         let tenant = cx.caller.tenant.clone();
+        let version = token_version(self.token_version)?;
         // A token of this very second may be older or newer than this moment: it is refused.
-        let from = Timestamp((cx.now.0.div_euclid(1_000) + 1) * 1_000);
-        if !cx.tx().await?.revoke_tokens(&tenant, &self.id, from).await? {
+        let next_second = Timestamp((cx.now.0.div_euclid(1_000) + 1) * 1_000);
+        let valid_from = self.before.or_else(|| version.is_none().then_some(next_second));
+        let below = TokenRule { valid_from, version: version.unwrap_or(0) };
+        let tx = cx.tx().await?;
+        if !tx.revoke_tokens(&tenant, &self.id, &below).await? {
             return Err(Refusal::NotFound);
         }
-        cx.audit("user.revoke", self.id.as_str(), &json!({ "tokensValidFrom": from })).await?;
+        let account = tx.account(&tenant, &self.id).await?.ok_or(Refusal::NotFound)?;
+        cx.audit("user.revoke", self.id.as_str(), &account.tokens).await?;
+        let tokens = account.tokens;
+        cx.record(Effect::Know(Arc::new(account)));
+        Ok(Revoked { id: self.id, tokens })
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct DeleteUser {
+    pub id: UserId,
+}
+
+/// The user is gone.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct UserDeleted {
+    pub id: UserId,
+}
+
+impl Operation for DeleteUser {
+    type Reply = UserDeleted;
+    const NAME: &'static str = "deleteUser";
+    const METHOD: Method = Method::Delete;
+    const PATH: &'static str = "/v1/users/{id}";
+    const RIGHT: Right = Right::WriteUsers;
+    const SUMMARY: &'static str =
+        "Deletes a user: their name, address, groups and rooms; results and messages stay";
+
+    async fn handle(self, cx: &mut Cx<'_>) -> Result<UserDeleted, Refusal> {
+        let (tenant, now) = (cx.caller.tenant.clone(), cx.now);
+        let tx = cx.tx().await?;
+        let account = tx.account(&tenant, &self.id).await?.ok_or(Refusal::NotFound)?;
+        study_group::withdraw(cx, &self.id, &account.name).await?;
+        let tx = cx.tx().await?;
+        for room in tx.rooms_of(&tenant, &self.id, u32::MAX).await? {
+            tx.remove_member(&tenant, &room, &self.id).await?;
+        }
+        tx.delete_user(&tenant, &self.id, now).await?;
+        cx.audit("user.delete", self.id.as_str(), &json!({ "role": account.role })).await?;
+        follow_user(cx, &self.id).await?;
         cx.record(Effect::Cut(self.id.clone()));
-        Ok(Revoked { id: self.id, tokens_valid_from: from })
+        Ok(UserDeleted { id: self.id })
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     Chat, PAGE, Page, Unread,
     events::{RoomJoined, UserJoinedRoom},
     fit, may_enter,
+    returning::Change,
 };
 use crate::{
     contract::{Class, Command, Handle, Policy, ToCaller, ToOthers},
@@ -58,28 +59,45 @@ impl Handle for JoinRoom {
             tx.create_room(tenant, &room_id, room_id.kind(), now).await?;
             tx.add_member(tenant, &room_id, user, now).await?;
         }
-        let messages = tx.messages(tenant, &room_id, Page::Latest, PAGE).await?;
-        let messages = fit(messages, Seq(i64::MAX));
-        let has_more = messages.first().is_some_and(|oldest| oldest.seq > Seq(1));
-        let unread = tx.unread(tenant, &room_id, user).await?;
-        let after = tx.head(tenant).await?;
-
-        let Unread { last_seq: seq, last_read: last_read_seq, count: unread_count } = unread;
-        cx.send(
-            ToCaller(),
-            &RoomJoined {
-                room_id: room_id.clone(),
-                messages,
-                seq,
-                last_read_seq,
-                unread_count,
-                has_more,
-            },
-        )?;
-        cx.join(room_id.clone(), after);
-        tell_presence(cx, &room_id, is_new)?;
-        Ok(Entered { room_id, seq, last_read_seq, unread_count })
+        show(cx, &room_id, is_new).await
     }
+}
+
+/// Shows the room to the caller, a member of it, and lets their socket into it.
+pub(super) async fn show(
+    cx: &mut Cx<'_>,
+    room_id: &RoomId,
+    is_new: bool,
+) -> Result<Entered, Refusal> {
+    let (app, caller, now) = (cx.app, cx.caller, cx.now);
+    let (tenant, user) = (&caller.tenant, &caller.user);
+    let tx = cx.tx().await?;
+    let messages = tx.messages(tenant, room_id, Page::Latest, PAGE).await?;
+    let messages = fit(messages, Seq(i64::MAX));
+    let has_more = messages.first().is_some_and(|oldest| oldest.seq > Seq(1));
+    let unread = tx.unread(tenant, room_id, user).await?;
+    let after = tx.head(tenant).await?;
+
+    let Unread { last_seq: seq, last_read: last_read_seq, count: unread_count } = unread;
+    let joined = RoomJoined {
+        room_id: room_id.clone(),
+        messages,
+        seq,
+        last_read_seq,
+        unread_count,
+        has_more,
+    };
+    cx.send(ToCaller(), &joined)?;
+    cx.join(room_id.clone(), after);
+    tell_presence(cx, room_id, is_new)?;
+    let kept = Change::Joined {
+        user: user.clone(),
+        namespace: caller.namespace,
+        room: room_id.clone(),
+        at: now,
+    };
+    cx.after_commit(move || app.returning.note(caller, kept));
+    Ok(Entered { room_id: room_id.clone(), seq, last_read_seq, unread_count })
 }
 
 /// The joiner learns who is online; the others, that the joiner is.

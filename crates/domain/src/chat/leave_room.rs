@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Chat,
     events::{RoomLeft, UserLeftRoom},
+    returning::Change,
 };
 use crate::{
     contract::{Class, Command, Handle, Policy, ToCaller, ToOthers},
@@ -43,6 +44,8 @@ impl Handle for LeaveRoom {
         if caller.joined.contains(&room_id) {
             let seen = app.presence.sockets_of(&caller.tenant, &caller.user, &room_id);
             cx.leave(room_id.clone());
+            let left = Change::Left(room_id.clone());
+            cx.after_commit(move || app.returning.note(caller, left));
             if seen.in_room <= 1 {
                 if let Some(stopped) = app.typists.stop(&caller.tenant, &room_id, &caller.user) {
                     cx.record(stopped.effect()?);

@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    contract::{EventRow, Namespace, Route, event, route},
-    dispatch::{App, Caller},
+    contract::{EventRow, Namespace, Route, ToCaller, ToOthers, event, route},
+    dispatch::{App, Caller, Cx, Effect},
     identity::Role,
     ids::{MessageId, RoomId, Seq, Timestamp, UserId},
     ports::Reads,
@@ -18,6 +18,7 @@ pub mod events;
 pub mod join_room;
 pub mod leave_room;
 pub mod mark_message_read;
+pub mod returning;
 pub mod send_message;
 pub mod text;
 pub mod typing_indicator;
@@ -253,7 +254,7 @@ impl RoomId {
 
 /// Rooms are joined by right, not by name. Asked only of those who are not
 /// members yet.
-async fn may_enter(
+pub(crate) async fn may_enter(
     app: &App,
     caller: &Caller,
     reads: &mut (impl Reads + ?Sized),
@@ -273,6 +274,28 @@ async fn may_enter(
         Door::MembersOnly | Door::Reserved => false,
     };
     if allowed { Ok(()) } else { Err(Refusal::Forbidden) }
+}
+
+/// The caller's rights have changed: a room that only their role let them into is left for good.
+pub(crate) async fn review(cx: &mut Cx<'_>, room: &RoomId) -> Result<(), Refusal> {
+    let (app, caller) = (cx.app, cx.caller);
+    if !matches!(room.door(), Door::Mentor(_)) {
+        return Ok(());
+    }
+    let tx = cx.tx().await?;
+    match may_enter(app, caller, tx, room).await {
+        Err(Refusal::Forbidden) => {}
+        kept => return kept,
+    }
+    tx.remove_member(&caller.tenant, room, &caller.user).await?;
+    cx.record(Effect::Expel(caller.user.clone(), room.clone()));
+    cx.send(ToCaller(), &RoomLeft { room_id: room.clone() })?;
+    let event = UserLeftRoom {
+        room_id: room.clone(),
+        user_id: caller.user.clone(),
+        user_name: caller.name.clone(),
+    };
+    cx.send(ToOthers(room.clone(), caller.user.clone()), &event)
 }
 
 #[cfg(test)]

@@ -478,6 +478,22 @@ async fn exam_for(
     Ok((exam, Part { is_participant, is_staff }))
 }
 
+/// The caller's rights have changed: who only looked on, and may no more, hears no more.
+pub(crate) async fn review(cx: &mut Cx<'_>, exam: &ExamId) -> Result<(), Refusal> {
+    let caller = cx.caller;
+    let room = room(exam);
+    let sits = cx.app.presence.sockets_of(&caller.tenant, &caller.user, &room).in_room > 0;
+    let may_stay = match exam_for(cx.tx().await?, caller, exam).await {
+        Ok((_, part)) => sits || part.is_staff,
+        Err(Refusal::NotFound) => false,
+        Err(failed) => return Err(failed),
+    };
+    if !may_stay {
+        cx.leave(room);
+    }
+    Ok(())
+}
+
 /// Locks the caller's newest attempt.
 async fn own_attempt(cx: &mut Cx<'_>, exam: &ExamId) -> Result<Attempt, Refusal> {
     let caller = cx.caller;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::{
     Board, Leaderboards,
@@ -45,6 +46,7 @@ impl Command for LeaderboardUpdate {
 impl Handle for LeaderboardUpdate {
     async fn handle(self, cx: &mut Cx<'_>) -> Result<Recomputed, Refusal> {
         let done = recompute(cx.app, &cx.caller.tenant, None, Some(PATIENCE)).await?;
+        cx.audit("leaderboard.recompute", "", &json!({ "users": done.users })).await?;
         announce(cx, &done).await?;
         Ok(done)
     }

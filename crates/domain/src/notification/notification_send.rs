@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 
 use super::{Draft, Notifications, Priority, store};
 use crate::{
@@ -141,6 +141,7 @@ impl Handle for SendNotification {
             if target.is_none_or(|user| user.status == UserStatus::Suspended) {
                 return Err(Refusal::NotFound);
             }
+            cx.audit("notify", to.as_str(), &json!({ "type": draft.kind })).await?;
         }
         let notification_id = store(cx, to, draft).await?;
         let sent = NotificationSent { notification_id, timestamp: now };

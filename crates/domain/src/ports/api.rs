@@ -4,7 +4,10 @@ use async_trait::async_trait;
 
 use super::Result;
 use crate::{
-    api::{KeptReply, StoredKey, audit::AuditEntry},
+    api::{
+        KeptReply, StoredKey,
+        audit::{AuditEntry, AuditFilter},
+    },
     ids::{TenantId, Timestamp},
 };
 
@@ -25,6 +28,7 @@ pub trait ApiReads: Send {
     async fn audit_entries(
         &mut self,
         tenant: &TenantId,
+        filter: &AuditFilter,
         before: i64,
         limit: u32,
     ) -> Result<Vec<AuditEntry>>;

@@ -8,6 +8,7 @@ mod api;
 mod exam;
 mod leaderboard;
 mod notification;
+mod returning;
 mod study_group;
 
 pub use self::{
@@ -15,6 +16,7 @@ pub use self::{
     exam::{ExamReads, ExamWrites},
     leaderboard::{LeaderboardReads, LeaderboardWrites},
     notification::{NotificationReads, NotificationWrites},
+    returning::{ReturnReads, ReturnWrites},
     study_group::{StudyGroupReads, StudyGroupWrites},
 };
 
@@ -23,7 +25,7 @@ use crate::{
     chat::{ChatMessage, ChatRoom, NewMessage, Page, RoomKind, Unread},
     contract::{Class, Scope},
     dispatch::{Caller, Emit},
-    identity::{Account, Claims, User},
+    identity::{Account, Claims, TokenRule, User},
     ids::{MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId},
     refusal::Refusal,
 };
@@ -65,6 +67,7 @@ pub trait Reads:
     + ExamReads
     + LeaderboardReads
     + NotificationReads
+    + ReturnReads
     + StudyGroupReads
     + ApiReads
 {
@@ -76,6 +79,7 @@ impl<T> Reads for T where
         + ExamReads
         + LeaderboardReads
         + NotificationReads
+        + ReturnReads
         + StudyGroupReads
         + ApiReads
 {
@@ -90,6 +94,7 @@ pub trait Tx:
     + ExamWrites
     + LeaderboardWrites
     + NotificationWrites
+    + ReturnWrites
     + StudyGroupWrites
     + ApiWrites
 {
@@ -127,6 +132,15 @@ pub trait OutboxReads: Send {
     ) -> Result<Vec<Published>>;
 }
 
+/// A change of a user's row, whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedUser {
+    /// Of the change.
+    pub id: i64,
+    pub tenant: TenantId,
+    pub user: UserId,
+}
+
 #[async_trait]
 pub trait UserReads: Send {
     async fn user(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<User>>;
@@ -141,8 +155,8 @@ pub trait UserReads: Send {
     ) -> Result<Vec<Account>>;
     /// When the user was last noted as being here.
     async fn last_seen(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<Timestamp>>;
-    /// Everybody who is suspended, in all tenants.
-    async fn suspended_users(&mut self) -> Result<Vec<(TenantId, UserId)>>;
+    /// Users of all tenants whose rights or name changed within so long, by the database's clock.
+    async fn changed_users(&mut self, within: Duration) -> Result<Vec<ChangedUser>>;
 }
 
 #[async_trait]
@@ -162,13 +176,23 @@ pub trait UserWrites: Send {
         account: &NewAccount,
         now: Timestamp,
     ) -> Result<()>;
-    /// Refuses tokens issued before an instant; false when there is no such user.
+    /// Refuses, from now on, tokens that this rule does not accept; false when there is no such
+    /// user. What was refused before stays refused.
     async fn revoke_tokens(
         &mut self,
         tenant: &TenantId,
         user: &UserId,
-        from: Timestamp,
+        below: &TokenRule,
     ) -> Result<bool>;
+    /// Forgets who the user was; false when there is no such user.
+    async fn delete_user(
+        &mut self,
+        tenant: &TenantId,
+        user: &UserId,
+        now: Timestamp,
+    ) -> Result<bool>;
+    /// Deletes the oldest notes of changes made before an instant, at most `limit`; says how many.
+    async fn forget_user_changes(&mut self, before: Timestamp, limit: u32) -> Result<u64>;
     /// Notes that these users are here.
     async fn note_seen(
         &mut self,
@@ -233,6 +257,13 @@ pub trait ChatWrites: Send {
         room: &RoomId,
         user: &UserId,
         now: Timestamp,
+    ) -> Result<()>;
+    /// The user is no member of the room any more.
+    async fn remove_member(
+        &mut self,
+        tenant: &TenantId,
+        room: &RoomId,
+        user: &UserId,
     ) -> Result<()>;
     /// Takes the room's next `seq` and stores the message; also says how many members there are.
     async fn insert_message(

@@ -23,6 +23,8 @@ pub trait StudyGroupReads: Send {
         after: &str,
         limit: u32,
     ) -> Result<Vec<GroupId>>;
+    /// The groups a user belongs to, by id.
+    async fn groups_of(&mut self, tenant: &TenantId, user: &UserId) -> Result<Vec<GroupId>>;
     /// How a user stands to a group, unless it is gone.
     async fn standing(
         &mut self,

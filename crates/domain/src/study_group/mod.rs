@@ -166,6 +166,22 @@ async fn enter(
     Ok(group)
 }
 
+/// Takes a user who is no more out of every group.
+pub(crate) async fn withdraw(
+    cx: &mut Cx<'_>,
+    user: &UserId,
+    user_name: &str,
+) -> Result<(), Refusal> {
+    let tenant = &cx.caller.tenant;
+    for group in cx.tx().await?.groups_of(tenant, user).await? {
+        let standing = cx.tx().await?.standing(tenant, &group, user).await?;
+        if let Some(standing) = standing.filter(Standing::is_member) {
+            remove(cx, standing, user, user_name).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes a member out, by their own will or another's, with everything that follows: an owner's
 /// group gets another owner, a group without members is gone. Returns how many are left.
 async fn remove(

@@ -16,8 +16,8 @@ use axum::{
     routing::{MethodFilter, MethodRouter, any, get},
 };
 use carillon_domain::{
-    Code, Refusal,
-    api::{Idempotency, KeyHolder, Method, OPERATIONS, OperationRow, Performed, perform},
+    Code, Refusal, TenantId,
+    api::{Idempotency, KeyHolder, Method, OPERATIONS, OperationRow, Performed, perform, refused},
 };
 use futures_util::FutureExt as _;
 use serde_json::{Map, Value};
@@ -172,7 +172,12 @@ async fn answer(
 ) -> Result<Performed, Refused> {
     let now = api.gateway.domain.clock.now();
     let (mut parts, body) = request.into_parts();
-    let holder = holder(api, &parts.headers).await?;
+    let holder = holder(api, &parts.headers).await;
+    if let Err(Refused::Unauthenticated) = holder {
+        let tenant = &api.gateway.default_tenant;
+        note(&api.gateway, tenant, " unknown key".into(), row, Code::Unauthenticated);
+    }
+    let holder = holder?;
     tracing::Span::current().record("caller.id", tracing::field::display(&holder.name));
     let path = RawPathParams::from_request_parts(&mut parts, &()).await;
     let path = path.map_err(|_| Refusal::Invalid("the path is not UTF-8".into()))?;
@@ -184,11 +189,28 @@ async fn answer(
     let payload = merge(&schema, &path, parts.uri.query().unwrap_or_default(), &body)?;
     let idempotency = idempotency(&parts.headers, row, &payload)?;
     let asked = carillon_domain::api::Request { payload, idempotency };
-    let mut performed = perform(&api.gateway.domain, &holder, row, asked, now).await?;
+    let performed = perform(&api.gateway.domain, &holder, row, asked, now).await;
+    if let Err(Refusal::Forbidden) = performed {
+        let actor = format!("api:{}", holder.name);
+        note(&api.gateway, &holder.tenant, actor, row, Code::Forbidden);
+    }
+    let mut performed = performed?;
     for effect in std::mem::take(&mut performed.effects) {
         api.gateway.fanout.deliver_system(&holder.tenant, effect);
     }
     Ok(performed)
+}
+
+/// Whoever tries what their key does not allow is in the audit log.
+fn note(gateway: &Gateway, tenant: &TenantId, actor: String, row: &OperationRow, code: Code) {
+    let kind = refused::Kind {
+        tenant: tenant.clone(),
+        actor,
+        action: "api.refused",
+        subject: row.name.into(),
+        reason: code.as_str(),
+    };
+    gateway.domain.refusals.note(kind, gateway.domain.clock.now());
 }
 
 async fn holder(api: &Api, headers: &HeaderMap) -> Result<KeyHolder, Refused> {

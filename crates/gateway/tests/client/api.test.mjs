@@ -104,9 +104,9 @@ story("what is wrong with a request is said, with its place", {}, async (world) 
   assert.match(await get("/v1/users?sort=name"), /^unknown field sort/);
   problem(await world.api("GET", "/v1/nothing"), 404, "NOT_FOUND");
   problem(await world.api("GET", "/v1"), 404, "NOT_FOUND");
-  const answer = await world.api("DELETE", "/v1/users/ana");
+  const answer = await world.api("POST", "/v1/users/ana");
   problem(answer, 405, "INVALID");
-  assert.deepEqual(answer.headers.get("allow").split(",").sort(), ["GET", "HEAD", "PUT"]);
+  assert.deepEqual(answer.headers.get("allow").split(",").sort(), ["DELETE", "GET", "HEAD", "PUT"]);
   problem(await world.api("PUT", "/v1/users/ana", { ...ANA, name: "x".repeat(1 << 20) }), 413, "TOO_LARGE");
 });
 
@@ -128,7 +128,7 @@ story("a user reads back as written, and the list is paged by id", { on: DATABAS
   const put = await world.api("PUT", "/v1/users/ana", full);
   assert.equal(put.status, 200);
   const { createdAt, updatedAt, ...rest } = put.body;
-  assert.deepEqual(rest, { id: "ana", ...full, managed: true, tokensValidFrom: null });
+  assert.deepEqual(rest, { id: "ana", ...full, managed: true, tokensValidFrom: null, tokenVersion: 0 });
   assert.deepEqual((await world.api("GET", "/v1/users/ana")).body, put.body);
   const again = await world.api("PUT", "/v1/users/ana", ANA);
   assert.deepEqual([again.body.email, again.body.status, again.body.createdAt], [null, "VERIFIED", createdAt]);
@@ -285,6 +285,42 @@ story("the audit log names who did what, newest first", { on: DATABASES }, async
   assert.deepEqual([newest.actor, newest.action, newest.subject], ["api:stories", "user.put", "ana"]);
   assert.deepEqual(newest.details.role, { before: "STUDENT", after: "MENTOR" });
   assert.deepEqual(oldest.details.role, { before: null, after: "STUDENT" });
+});
+
+story("the audit log holds what was refused, counted, and is asked by user and action", {
+  on: DATABASES,
+  toml: `[[api_keys]]
+name = "reader"
+tenant = "default"
+key = "ck_readsonly0123456789abcdefghijklmnopqrstu"
+scopes = ["users:read"]`,
+}, async (world) => {
+  const audit = async (query) => {
+    const { status, body } = await world.api("GET", `/v1/audit?${new URLSearchParams(query)}`);
+    assert.equal(status, 200, JSON.stringify(body));
+    return body.items.map(({ actor, action, subject, details }) => [actor, action, subject, details.reason ?? null]);
+  };
+  await world.api("PUT", "/v1/users/ana", ANA);
+  await world.api("PUT", "/v1/users/mia", { name: "Mia", role: "PROGRAM_ADMIN" });
+  const [ana, mia] = await world.people("ana", "mia");
+  for (let n = 0; n < 5; n++) refused(await ana.asks("leaderboard-update"), "FORBIDDEN", "Unauthorized");
+  assert.equal((await mia.asks("leaderboard-update")).ok, true);
+  const key = "ck_readsonly0123456789abcdefghijklmnopqrstu";
+  problem(await world.api("GET", "/v1/audit", undefined, { key }), 403, "FORBIDDEN");
+  problem(await world.api("GET", "/v1/audit", undefined, { key: "ck_wrong" }), 401, "UNAUTHENTICATED");
+  const denied = ["ana", "command.refused", "leaderboard-update", "FORBIDDEN"];
+  await eventually("the refusals are noted", async () => (await audit({ action: "api.refused" })).length === 2);
+  assert.deepEqual(await audit({ user: "ana" }), [denied, ["api:stories", "user.put", "ana", null]]);
+  assert.deepEqual(await audit({ user: "ana", action: "command" }), [denied]);
+  assert.deepEqual(await audit({ action: "command.refused" }), [denied]);
+  assert.deepEqual(await audit({ user: "mia", action: "leaderboard.recompute" }), [["mia", "leaderboard.recompute", "", null]]);
+  assert.deepEqual((await audit({ action: "api" })).sort(), [
+    [" unknown key", "api.refused", "listAudit", "UNAUTHENTICATED"],
+    ["api:reader", "api.refused", "listAudit", "FORBIDDEN"],
+  ]);
+  assert.deepEqual(await audit({ user: "api:reader", limit: 1 }), [["api:reader", "api.refused", "listAudit", "FORBIDDEN"]]);
+  assert.deepEqual(await audit({ user: "nobody" }), []);
+  assert.deepEqual(await audit({ action: "comm" }), []);
 });
 
 story("the description needs no key, and every route in it is answered", {}, async (world) => {

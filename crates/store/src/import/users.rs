@@ -3,7 +3,7 @@
 use carillon_domain::{
     UserId,
     contract::Scope,
-    identity::{Account, Role, UserStatus},
+    identity::{Account, Role, TokenRule, UserStatus},
 };
 
 use super::{Import, ImportError, Mends, Table, instant, source::UserRow, target};
@@ -80,7 +80,7 @@ impl Import<'_> {
                 UserStatus::Pending
             }),
             managed: true,
-            tokens_valid_from: None,
+            tokens: TokenRule::default(),
             created_at: instant(row.created_at).unwrap_or_else(|| {
                 mends.note("without a date: the time of the import");
                 now

@@ -1,10 +1,12 @@
 //! Every port method, on both databases.
 
+use std::time::Duration;
+
 use carillon_domain::{
     MessageId, Offset, RoomId, Seq, Timestamp,
     chat::{NewMessage, Page, RoomKind, Unread},
     contract::{Address, Scope},
-    identity::{Claims, Role, UserStatus},
+    identity::{Claims, Issue, Role, UserStatus},
     notification::{Notification, Priority, Unstored},
     ports::Store as _,
 };
@@ -123,7 +125,7 @@ async fn a_row_made_from_claims_follows_newer_tokens_only() {
             name: Some(name.into()),
             role,
             email: None,
-            issued_at: Some(Timestamp(issued)),
+            issue: Issue { at: Some(Timestamp(issued)), version: 0 },
         };
         for (given, name, role) in [
             (claims("Ana", Role::Student, 1_000), "Ana", Role::Student),
@@ -150,7 +152,10 @@ async fn a_row_made_from_claims_follows_newer_tokens_only() {
         let seen = reads.last_seen(&t, &user("ben")).await.unwrap();
         assert_eq!(seen, Some(Timestamp(NOW.0 + 5)));
         assert_eq!(reads.last_seen(&t, &user("eve")).await.unwrap(), None);
-        assert_eq!(reads.suspended_users().await.unwrap(), [(t.clone(), user("ana"))]);
+        let changed = reads.changed_users(Duration::from_mins(1)).await.unwrap();
+        assert!(changed.iter().all(|change| (&change.tenant, &change.user) == (&t, &user("ana"))));
+        // A newer token, and what was done past the store; not the token that was ignored.
+        assert_eq!(changed.len(), 2, "{changed:?}");
         assert!(reads.user(&tenant("other"), &user("ana")).await.unwrap().is_none());
     }
 }

@@ -11,6 +11,7 @@ mod groups;
 mod lanes;
 mod leaderboard;
 mod notifications;
+mod returning;
 mod tenants;
 mod unread;
 mod world;

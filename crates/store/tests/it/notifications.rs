@@ -30,7 +30,7 @@ fn mentor() -> Caller {
 
 /// What a socket of the caller is brought a moment after it came.
 async fn settled(app: &App, caller: &Caller) -> Vec<Effect> {
-    let (effects, result) = session::settled(app, caller, "/").await;
+    let (effects, result) = session::settled(app, caller).await;
     result.unwrap();
     effects
 }
@@ -111,7 +111,7 @@ async fn however_many_sockets_come_at_once_each_notification_is_claimed_once() {
             }
             assert_eq!(heard, stored);
             for ana in &callers {
-                session::disconnected(&world.app, ana);
+                session::disconnected(&world.app, ana, session::Ending::Lost);
             }
         }
     }

@@ -47,7 +47,7 @@ async fn furnish(world: &World, of: &TenantId) -> BTreeMap<&'static str, String>
         name: Some("xyzzy".into()),
         role: Role::Student,
         email: None,
-        issued_at: None,
+        issue: carillon_domain::identity::Issue::default(),
     };
     tx.provision_user(of, &claims, now).await.unwrap();
     tx.commit().await.unwrap();

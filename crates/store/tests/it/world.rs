@@ -10,11 +10,12 @@ use std::{
 
 use carillon_domain::{
     App, Caller, ConnectionId, Done, Effect, Refusal, TenantId, Timestamp, UserId,
-    chat::{Settings, typing_indicator::Typists},
+    api::refused::Refusals,
+    chat::{Settings, returning::Returning, typing_indicator::Typists},
     contract::{Class, Command, Scope, find_command},
     dispatch::{Joined, dispatch},
     exam,
-    identity::{Claims, Role},
+    identity::{Claims, Issue, Role},
     leaderboard,
     ports::{Admission, Clock, Ids, Store as _},
     presence::Presence,
@@ -68,6 +69,8 @@ impl World {
             presence: Presence::default(),
             typists: Typists::default(),
             chat: Settings::default(),
+            returning: Returning::new("this run".into()),
+            refusals: Refusals::default(),
             exams: exam::State::new(exam_settings(), Timestamp(0)),
             leaderboard: leaderboard::Settings::default(),
         };
@@ -124,7 +127,7 @@ impl World {
                 name: Some((*id).into()),
                 role: Role::Student,
                 email: None,
-                issued_at: None,
+                issue: Issue::default(),
             };
             tx.provision_user(&t, &claims, self.app.clock.now()).await.unwrap();
         }
@@ -161,8 +164,10 @@ pub fn caller(tenant_id: &str, id: &str) -> Caller {
         avatar: None,
         role: Role::Student,
         connection: ConnectionId::new(format!("connection-of-{id}")).unwrap(),
+        namespace: "/",
         joined: Joined::default(),
         told: carillon_domain::exam::Told::default(),
+        grant: carillon_domain::dispatch::Grant::default(),
     }
 }
 

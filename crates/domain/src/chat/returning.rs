@@ -1,0 +1,158 @@
+//! Rooms for those who come back. The shipped frontend joins nothing again after a reconnect: for
+//! two minutes the rooms of a lost socket are kept, and the next one of the same user is put into
+//! them and shown what was missed.
+//!
+//! What is kept is written when a room is joined, not when the socket is lost, so that it outlives
+//! a crash; shortly after, so that joining waits for nothing.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::join_room;
+use crate::{
+    contract::Scope,
+    dispatch::{App, Caller, Cx, Effect},
+    ids::{ConnectionId, RoomId, TenantId, Timestamp, UserId},
+    presence::RETURN_WINDOW,
+    refusal::Refusal,
+};
+
+/// A page comes back with two sockets, and only one of them listens: both are put into its rooms.
+/// Whoever comes later than this after the first is another page.
+pub const SIBLINGS: Duration = Duration::from_secs(15);
+/// Rooms of one user that are kept; the newest.
+pub const MAX_ROOMS: u32 = 20;
+/// Changes written at a time.
+const BATCH: usize = 500;
+/// Changes that wait while the database is away; more are not kept.
+const MAX_WAITING: usize = 100_000;
+
+/// What has become of a room in the list of a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Joined {
+        user: UserId,
+        namespace: &'static str,
+        room: RoomId,
+        at: Timestamp,
+    },
+    Left(RoomId),
+    /// The socket is gone without having said so.
+    Lost(Timestamp),
+    /// The socket is gone for good, and with it what its user's lost ones were in.
+    Gone(UserId),
+}
+
+/// A change and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Noted {
+    pub tenant: TenantId,
+    pub connection: ConnectionId,
+    pub change: Change,
+}
+
+/// Changes that are not written yet.
+#[derive(Debug)]
+pub struct Returning {
+    /// Names this run of the server in the rows it writes.
+    node: String,
+    waiting: Mutex<Vec<Noted>>,
+}
+
+impl Returning {
+    pub const fn new(node: String) -> Self {
+        Self { node, waiting: Mutex::new(Vec::new()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Noted>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a change of the caller's socket.
+    pub fn note(&self, caller: &Caller, change: Change) {
+        let mut waiting = self.lock();
+        if waiting.len() < MAX_WAITING {
+            let (tenant, connection) = (caller.tenant.clone(), caller.connection.clone());
+            waiting.push(Noted { tenant, connection, change });
+        }
+    }
+
+    /// Takes back what could not be written, in front of what came meanwhile.
+    fn put_back(&self, mut some: Vec<Noted>) {
+        let mut waiting = self.lock();
+        some.append(&mut waiting);
+        *waiting = some;
+    }
+}
+
+/// Writes what has been noted. Called several times a second.
+pub async fn write(app: &App) -> Result<(), Refusal> {
+    loop {
+        let some: Vec<Noted> = {
+            let mut waiting = app.returning.lock();
+            let count = waiting.len().min(BATCH);
+            waiting.drain(..count).collect()
+        };
+        let Some(first) = some.first() else { return Ok(()) };
+        let written = async {
+            let mut tx = app.store.begin(&first.tenant, Scope::Rows).await?;
+            tx.note_rooms(&app.returning.node, &some).await?;
+            tx.commit().await
+        };
+        if let Err(refusal) = written.await {
+            app.returning.put_back(some);
+            return Err(refusal);
+        }
+    }
+}
+
+/// Takes over from runs of the server that are no more: their sockets were lost when their users
+/// were last seen. Called once, before anybody is let in.
+pub async fn take_over(app: &App, tenant: &TenantId) -> Result<(), Refusal> {
+    let mut tx = app.store.begin(tenant, Scope::Rows).await?;
+    tx.lose_rooms_of_others(&app.returning.node, app.clock.now()).await?;
+    tx.commit().await
+}
+
+/// Puts a socket that has come back into the rooms that its user's lost ones were in.
+pub async fn restore(
+    app: &App,
+    caller: &Caller,
+    namespace: &str,
+    effects: &mut Vec<Effect>,
+) -> Result<(), Refusal> {
+    let (tenant, user, now) = (&caller.tenant, &caller.user, app.clock.now());
+    let lost = app.store.read().await?.lost_rooms(tenant, user, namespace, now).await?;
+    let lost: Vec<RoomId> = lost.into_iter().filter(|room| !caller.joined.contains(room)).collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    for room in &lost {
+        effects.extend(bring_back(app, caller, room, now).await?);
+    }
+    let mut tx = app.store.begin(tenant, Scope::Rows).await?;
+    tx.note_return(tenant, user, namespace, now).await?;
+    tx.commit().await
+}
+
+async fn bring_back(
+    app: &App,
+    caller: &Caller,
+    room: &RoomId,
+    now: Timestamp,
+) -> Result<Vec<Effect>, Refusal> {
+    let mut cx = Cx::new(app, caller, Scope::Lane, now);
+    // Who has been put out meanwhile stays out.
+    if !cx.tx().await?.is_member(&caller.tenant, room, &caller.user).await? {
+        return Ok(Vec::new());
+    }
+    join_room::show(&mut cx, room, false).await?;
+    cx.commit().await
+}
+
+/// Before this, what was lost is not kept any more.
+pub fn forgotten_before(now: Timestamp) -> Timestamp {
+    now.before(RETURN_WINDOW)
+}

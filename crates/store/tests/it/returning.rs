@@ -1,0 +1,125 @@
+//! The rooms of those who come back: how long they are kept, and for whom.
+
+use std::time::Duration;
+
+use carillon_domain::{
+    Caller, ConnectionId, RoomId,
+    chat::{
+        join_room::JoinRoom,
+        leave_room::LeaveRoom,
+        returning::{Returning, SIBLINGS, take_over, write},
+    },
+    contract::Scope,
+    dispatch::{Effect, Joined},
+    ports::Store as _,
+    presence::RETURN_WINDOW,
+    session::{Ending, disconnected, settled},
+};
+
+use crate::world::{World, caller, tenant, user};
+
+fn room(id: &str) -> RoomId {
+    RoomId::new(id).unwrap()
+}
+
+/// A socket of Ana's.
+fn socket(id: &str) -> Caller {
+    let connection = ConnectionId::new(id).unwrap();
+    Caller { connection, joined: Joined::default(), ..caller("t", "ana") }
+}
+
+async fn join(world: &World, socket: &Caller, rooms: &[&str]) {
+    for id in rooms {
+        world.ask(socket, &JoinRoom { room_id: room(id) }).await.unwrap();
+        world.advance(Duration::from_millis(1));
+    }
+}
+
+/// The rooms a socket is put into a moment after it has come.
+async fn returns(world: &World, socket: &Caller) -> Vec<String> {
+    write(&world.app).await.unwrap();
+    let (effects, result) = settled(&world.app, socket).await;
+    result.unwrap();
+    let joins = effects.into_iter().filter_map(|effect| match effect {
+        Effect::Join { room, .. } => Some(room.to_string()),
+        _ => None,
+    });
+    joins.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rooms_are_kept_for_two_minutes() {
+    for world in World::each().await {
+        world.provision(&["ana"]).await;
+        for (waits, rooms) in [
+            (Duration::ZERO, vec!["algebra", "biology"]),
+            (Duration::from_secs(119), vec!["algebra", "biology"]),
+            (Duration::from_secs(121), vec![]),
+        ] {
+            let lost = socket("lost");
+            join(&world, &lost, &["chemistry", "algebra", "biology"]).await;
+            world.ask(&lost, &LeaveRoom { room_id: room("chemistry") }).await.unwrap();
+            disconnected(&world.app, &lost, Ending::Lost);
+            world.advance(waits);
+            assert_eq!(returns(&world, &socket("new")).await, rooms, "after {waits:?}");
+            world.advance(RETURN_WINDOW + Duration::from_secs(1));
+            let mut tx = world.store.begin(&tenant("t"), Scope::Rows).await.unwrap();
+            tx.forget_rooms(world.app.clock.now().before(RETURN_WINDOW), 100).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_sockets_of_a_page_come_back_and_no_other_page() {
+    for world in World::each().await {
+        world.provision(&["ana", "ben"]).await;
+        let lost = socket("lost");
+        join(&world, &lost, &["algebra"]).await;
+        assert!(returns(&world, &socket("other tab")).await.is_empty(), "nothing is lost yet");
+        disconnected(&world.app, &lost, Ending::Lost);
+        assert!(returns(&world, &caller("t", "ben")).await.is_empty(), "another user");
+        assert!(returns(&world, &caller("elsewhere", "ana")).await.is_empty(), "another tenant");
+        let exams = Caller { namespace: "/exam", ..socket("exam") };
+        assert!(returns(&world, &exams).await.is_empty(), "another namespace");
+        assert_eq!(returns(&world, &socket("first")).await, ["algebra"]);
+        world.advance(Duration::from_secs(14));
+        assert_eq!(returns(&world, &socket("second")).await, ["algebra"]);
+        world.advance(Duration::from_secs(2));
+        assert!(returns(&world, &socket("another page")).await.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_cut_begins_anew() {
+    for world in World::each().await {
+        world.provision(&["ana"]).await;
+        let (lost, cut) = (socket("lost"), socket("cut"));
+        for one in [&lost, &cut] {
+            join(&world, one, &["algebra"]).await;
+        }
+        disconnected(&world.app, &lost, Ending::Lost);
+        disconnected(&world.app, &cut, Ending::Cut);
+        assert!(returns(&world, &socket("new")).await.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sockets_of_a_run_that_crashed_were_lost_when_their_users_were_last_seen() {
+    for mut world in World::each().await {
+        world.provision(&["ana"]).await;
+        for (away, rooms) in [(30, vec!["algebra"]), (300, vec![])] {
+            join(&world, &socket(&format!("lost-{away}")), &["algebra"]).await;
+            let mut tx = world.store.begin(&tenant("t"), Scope::Rows).await.unwrap();
+            let now = world.app.clock.now();
+            tx.note_seen(&tenant("t"), &[user("ana")], now).await.unwrap();
+            tx.commit().await.unwrap();
+            write(&world.app).await.unwrap();
+            world.advance(Duration::from_secs(away));
+            world.app.returning = Returning::new(format!("run {away}"));
+            take_over(&world.app, &tenant("t")).await.unwrap();
+            assert_eq!(returns(&world, &socket("new")).await, rooms, "after {away} s");
+            world.advance(SIBLINGS + Duration::from_secs(1));
+        }
+    }
+}
