@@ -227,6 +227,7 @@ async fn connect(
         deny(gateway, &connection, &denied);
         return Err(denied);
     }
+    connection.authenticated();
     let caller = Caller {
         tenant: identity.tenant,
         user: identity.user.id,
@@ -279,6 +280,8 @@ fn deny(gateway: &Gateway, connection: &Connection, denied: &Denied) {
         Denied::Away(_) => "unavailable",
     });
     if let Denied::Away(refusal) = denied {
+        // Nobody's failure that a limit should count.
+        connection.authenticated();
         tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
         gateway.connections.kill(connection, Closing::Unavailable);
     }
