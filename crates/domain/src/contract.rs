@@ -8,7 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
-    chat,
+    chat, credential,
     dispatch::{BoxFuture, Cx, run},
     exam,
     identity::Role,
@@ -163,6 +163,8 @@ pub enum Class {
     StudyGroup,
     /// What a school's backend asks through the server API, by key.
     Api,
+    /// Showing a newer token.
+    Auth,
     /// Signs of life.
     Heartbeat,
     /// What is no command at all.
@@ -180,6 +182,7 @@ impl Class {
         Self::Notification,
         Self::StudyGroup,
         Self::Api,
+        Self::Auth,
         Self::Heartbeat,
         Self::Invalid,
     ];
@@ -196,6 +199,7 @@ impl Class {
             Self::Notification => "notification",
             Self::StudyGroup => "study_group",
             Self::Api => "api",
+            Self::Auth => "auth",
             Self::Heartbeat => "heartbeat",
             Self::Invalid => "invalid",
         }
@@ -211,6 +215,7 @@ impl Class {
                 Rate::per_minute(120)
             }
             Self::Api => Rate::per_minute(12_000),
+            Self::Auth => Rate::per_minute(30),
         }
     }
 }
@@ -414,6 +419,7 @@ impl<E: Event> RowOf<E> {
 /// Everything a client can ask, by domain.
 pub const COMMANDS: &[&[Route]] = &[
     session::COMMANDS,
+    credential::COMMANDS,
     chat::COMMANDS,
     exam::COMMANDS,
     leaderboard::COMMANDS,
@@ -424,6 +430,7 @@ pub const COMMANDS: &[&[Route]] = &[
 /// Everything the server can tell, by domain.
 pub const EVENTS: &[&[EventRow]] = &[
     session::EVENTS,
+    credential::EVENTS,
     presence::EVENTS,
     chat::EVENTS,
     exam::EVENTS,

@@ -21,10 +21,10 @@ use crate::{
     chat::{self, typing_indicator::Typists},
     contract::{Address, Class, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
     exam,
-    identity::{Account, Role},
-    ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
+    identity::{Account, Issue, Role},
+    ids::{AppId, ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
     leaderboard::{self, Board},
-    ports::{Admission, Clock, Ids, Reads, Store, Tx},
+    ports::{Admission, Clock, Credentials, Ids, Reads, Store, Tx},
     presence::Presence,
     refusal::Refusal,
 };
@@ -38,6 +38,7 @@ pub struct App {
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
     pub admission: Arc<dyn Admission>,
+    pub credentials: Arc<dyn Credentials>,
     pub presence: Presence,
     pub typists: Typists,
     pub chat: chat::Settings,
@@ -60,6 +61,8 @@ const SYSTEM: &str = " system";
 /// Who asks: one socket of a user, a backend with a key, or the system itself.
 #[derive(Clone, Debug)]
 pub struct Caller {
+    /// The frontend whose key let them in; `None` for those who are no users.
+    pub app: Option<AppId>,
     pub tenant: TenantId,
     pub user: UserId,
     pub name: String,
@@ -123,6 +126,7 @@ impl Caller {
     /// Somebody who is no user and has every right: named in journals and audits by `name`.
     pub fn agent(tenant: &TenantId, name: &str) -> Self {
         Self {
+            app: None,
             tenant: tenant.clone(),
             user: UserId::new(name).unwrap_or_else(|_| UserId::new(SYSTEM).expect("a sound id")),
             name: name.trim().to_owned(),
@@ -204,6 +208,8 @@ pub enum Effect {
     /// The user's row has changed: their sockets go on as who they are now, and those that may not
     /// are disconnected for good.
     Know(Arc<Account>),
+    /// The caller's connection has shown a newer token, which counts until then.
+    Extend(Issue, Timestamp),
     /// The caller's socket looks at a board from now on, and was shown a list of that digest.
     Look {
         board: Board,

@@ -145,6 +145,7 @@ pub struct Claims {
     pub name: Option<String>,
     pub role: Role,
     pub email: Option<String>,
+    pub avatar: Option<String>,
     /// A row made from claims follows the newest token only.
     pub issue: Issue,
 }

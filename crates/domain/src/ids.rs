@@ -84,6 +84,8 @@ text_id! {
     TenantId
     /// A person, as the credential names them.
     UserId
+    /// A frontend, as the configuration names it.
+    AppId
     /// A chat room, as clients name it.
     RoomId
     /// A chat message; minted here as a `UUIDv7`.
@@ -109,6 +111,14 @@ impl GroupId {
     /// For examples.
     pub(crate) fn sample() -> Self {
         Self::new("0190a1b2-c3d4-7e5f-8a6b-0c1d2e3f4a5b").expect("a sound id")
+    }
+}
+
+impl UserId {
+    /// Whether nobody may be called so: journals and audits name the system by a leading space and
+    /// backends by `api:`.
+    pub fn is_reserved(&self) -> bool {
+        self.0.starts_with(char::is_whitespace) || self.0.starts_with("api:")
     }
 }
 
@@ -217,6 +227,16 @@ mod tests {
     fn a_timestamp_reads_as_javascript_writes_it() {
         assert_eq!(Timestamp(1_700_000_000_007).to_string(), "2023-11-14T22:13:20.007Z");
         assert_eq!(Timestamp(1_700_000_000_000).to_string(), "2023-11-14T22:13:20.000Z");
+    }
+
+    #[test]
+    fn nobody_is_called_as_the_system_or_as_a_backend() {
+        for reserved in [" system", " ana", "\u{a0}ana", "api:", "api:backend"] {
+            assert!(UserId::new(reserved).unwrap().is_reserved(), "{reserved:?}");
+        }
+        for free in ["ana", "api", "Api:ana", "ana api:", "42"] {
+            assert!(!UserId::new(free).unwrap().is_reserved(), "{free:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod chat;
 pub mod contract;
+pub mod credential;
 pub mod dispatch;
 pub mod exam;
 pub mod identity;
@@ -20,7 +21,7 @@ pub mod study_group;
 
 pub use contract::{COMMANDS, EVENTS};
 pub use dispatch::{App, Caller, Cx, Done, Effect, Emit};
-pub use ids::{ConnectionId, MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId};
+pub use ids::{AppId, ConnectionId, MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId};
 pub use refusal::{Code, Refusal};
 
 #[cfg(test)]

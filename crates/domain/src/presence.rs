@@ -27,6 +27,11 @@ pub const GRACE: Duration = Duration::from_secs(5);
 pub const RETURN_WINDOW: Duration = Duration::from_mins(2);
 /// That somebody is here is noted in the database this often.
 pub const NOTED_EVERY: Duration = Duration::from_secs(30);
+/// Somebody noted in the database within this time was here within [`RETURN_WINDOW`], for all that
+/// is known: the last note is older than the last moment, by the time between two notes and by what
+/// writing one takes.
+pub const NOTED_WINDOW: Duration =
+    Duration::from_secs(RETURN_WINDOW.as_secs() + NOTED_EVERY.as_secs() + 5);
 /// Rooms considered when telling who shares a room with a user; the newest memberships.
 pub const MAX_ROOMS: u32 = 500;
 /// A larger room gets no snapshot of who is there.

@@ -67,9 +67,12 @@ pub enum Refusal {
     Invalid(Cow<'static, str>),
     #[error("no such event")]
     UnknownEvent,
-    /// Whatever let the caller in does so no more.
-    #[error("not authenticated any more")]
+    /// Whatever let the caller in does so no more, or what they show proves nothing.
+    #[error("not authenticated")]
     Unauthenticated,
+    /// The credential is good, and somebody else's: whoever shows it is not who came.
+    #[error("the credential is another user's")]
+    OtherUser,
     /// The caller's rights changed while the command ran: nothing was kept, and the same command
     /// is judged anew.
     #[error("the caller's rights have changed")]
@@ -126,7 +129,7 @@ impl Refusal {
         match self {
             Self::Required(_) | Self::Invalid(_) | Self::UnknownEvent => Code::Invalid,
             Self::TooLarge(_) => Code::TooLarge,
-            Self::Unauthenticated => Code::Unauthenticated,
+            Self::Unauthenticated | Self::OtherUser => Code::Unauthenticated,
             Self::Forbidden => Code::Forbidden,
             Self::NotFound => Code::NotFound,
             Self::NotAMember => Code::NotAMember,

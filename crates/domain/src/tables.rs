@@ -13,11 +13,12 @@ use crate::{
     App, Caller, ConnectionId, Refusal, TenantId, Timestamp, UserId,
     chat::{self, typing_indicator::Typists},
     contract::{ALL_PATHS, COMMANDS, Class, EVENTS, Rate, Route, Scope, find_command},
+    credential::{Bearer, Token},
     dispatch::{Joined, dispatch},
     exam,
     identity::Role,
     leaderboard,
-    ports::{Admission, Clock, Ids, Reads, Store, Tx},
+    ports::{Admission, Clock, Credentials, Ids, Reads, Store, Tx},
     presence::Presence,
 };
 
@@ -50,6 +51,15 @@ impl Ids for SameId {
     }
 }
 
+/// Keys that cannot be asked for.
+struct NoKeys;
+#[async_trait]
+impl Credentials for NoKeys {
+    async fn verify(&self, _: &App, _: &Token) -> Result<Bearer, Refusal> {
+        Err(Refusal::Unavailable(None))
+    }
+}
+
 /// So many commands of any class, then no more.
 struct Burst(Mutex<u32>);
 impl Admission for Burst {
@@ -66,6 +76,7 @@ fn app(burst: u32) -> App {
         clock: Arc::new(Noon),
         ids: Arc::new(SameId),
         admission: Arc::new(Burst(Mutex::new(burst))),
+        credentials: Arc::new(NoKeys),
         presence: Presence::default(),
         typists: Typists::default(),
         chat: chat::Settings::default(),
@@ -85,6 +96,7 @@ fn app(burst: u32) -> App {
 /// Somebody whom nothing but their role lets in.
 fn stranger(role: Role) -> Caller {
     Caller {
+        app: None,
         tenant: TenantId::new("t").unwrap(),
         user: UserId::new("stranger").unwrap(),
         name: "Stranger".into(),

@@ -30,6 +30,7 @@ use crate::{
         accept::{self, Entrance},
         tls::Certificates,
     },
+    expiry::Expiries,
     fanout::Fanout,
     gateway::Gateway,
     http::{
@@ -104,11 +105,17 @@ impl Node {
         let store = Arc::new(open_store(config).await?);
         let limiter = Arc::new(Limiter::new(config));
         let metrics = Arc::new(Metrics::default());
+        let clock = Arc::new(SystemClock);
+        let origins = Arc::new(Origins::new(&config.apps, options.any_localhost_origin));
+        let auth_metrics = metrics.auth.clone();
+        let authenticator =
+            Arc::new(Authenticator::new(config, &origins, clock.clone(), auth_metrics)?);
         let domain = Arc::new(Domain {
             store: store.clone(),
-            clock: Arc::new(SystemClock),
+            clock,
             ids: Arc::new(UuidsV7),
             admission: limiter.clone(),
+            credentials: authenticator.clone(),
             presence: Presence::default(),
             typists: chat::typing_indicator::Typists::default(),
             chat: chat::Settings { open_rooms: config.chat.open_rooms },
@@ -124,7 +131,7 @@ impl Node {
         let hub = NodeHub::new(connections.clone());
         let (engine, io) = engine(config, hub.clone());
         let gateway = Arc::new(Gateway {
-            authenticator: Authenticator::new(&config.apps, &config.auth)?,
+            authenticator,
             default_tenant: config.default_app().tenant.clone(),
             fanout: Fanout::new(
                 hub.clone(),
@@ -132,6 +139,7 @@ impl Node {
                 domain.clone(),
                 connections.clone(),
                 metrics.clone(),
+                Expiries::new(&config.auth),
             ),
             domain,
             connections: connections.clone(),
@@ -142,7 +150,6 @@ impl Node {
         });
         socketio::register(&gateway);
 
-        let origins = Arc::new(Origins::new(&config.apps, options.any_localhost_origin));
         let edge = Edge::new(
             engine,
             connections,

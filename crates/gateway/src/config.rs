@@ -119,6 +119,10 @@ pub struct Auth {
     /// How long after `iat` a user seen in the last two minutes may come back with a token that
     /// has expired meanwhile.
     pub max_age: Span,
+    /// Where `expiry = "enforce"`: how long before `exp` a socket is sent `auth-expiring`.
+    pub expiring_notice: Span,
+    /// Where `expiry = "enforce"`: how long after `exp` a socket is cut; at most 10 min.
+    pub expiry_grace: Span,
 }
 
 /// What one user or one connection may use.
@@ -126,7 +130,7 @@ pub struct Auth {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Commands of a user across all sockets, by class: `message`, `typing`, `read`, `room`,
-    /// `exam`, `leaderboard`, `notification`, `study_group`, `api`, `heartbeat`, `invalid`; for example `message = "60/1m"`.
+    /// `exam`, `leaderboard`, `notification`, `study_group`, `api`, `auth`, `heartbeat`, `invalid`; for example `message = "60/1m"`.
     pub rates: BTreeMap<String, RateText>,
     /// Bytes queued for a client that does not read, before it is closed.
     pub unsent_bytes: usize,
@@ -138,6 +142,9 @@ pub struct Limits {
     /// Connections of one address that may end without having authenticated. Past it, those that
     /// follow have 5 s for that instead of 45 s.
     pub failed_handshakes: RateText,
+    /// Refused tokens that name one user; a connection that presents more is closed. A token that
+    /// is good is never refused for it.
+    pub failed_authentications: RateText,
 }
 
 /// Chat rooms.
@@ -226,12 +233,16 @@ pub struct App {
     /// one tenant must agree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
-    /// Checked when set.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub issuer: Option<String>,
-    /// Checked when set.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub audience: Option<String>,
+    /// `outlive`: a connection lives on when its token has expired, and its user may come back with
+    /// it for a while. `enforce`: it is cut unless the client sends `auth-refresh`.
+    #[serde(default)]
+    pub expiry: Expiry,
+    /// When set, a token's `iss` must be it, or one of them.
+    #[serde(default, skip_serializing_if = "OneOrMany::is_empty")]
+    pub issuer: OneOrMany,
+    /// When set, one of a token's `aud` must be it, or one of them.
+    #[serde(default, skip_serializing_if = "OneOrMany::is_empty")]
+    pub audience: OneOrMany,
     #[serde(default)]
     pub claims: ClaimNames,
     /// Their role = ours.
@@ -249,32 +260,103 @@ pub enum Dialect {
     Sinaesta,
 }
 
-/// The names of claims, where they differ from ours.
+/// What a token's end means to a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Expiry {
+    #[default]
+    Outlive,
+    Enforce,
+}
+
+/// One text, or a list of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(from = "OneOrManyTexts", into = "OneOrManyTexts")]
+pub struct OneOrMany(pub Vec<String>);
+
+#[derive(Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum OneOrManyTexts {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrManyTexts> for OneOrMany {
+    fn from(texts: OneOrManyTexts) -> Self {
+        match texts {
+            OneOrManyTexts::One(text) => Self(vec![text]),
+            OneOrManyTexts::Many(texts) => Self(texts),
+        }
+    }
+}
+
+impl From<OneOrMany> for OneOrManyTexts {
+    fn from(OneOrMany(mut texts): OneOrMany) -> Self {
+        match texts.pop() {
+            Some(text) if texts.is_empty() => Self::One(text),
+            last => Self::Many(texts.into_iter().chain(last).collect()),
+        }
+    }
+}
+
+impl OneOrMany {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The names of claims, where they differ from ours. `realm_access.roles` is the claim `roles`
+/// inside `realm_access`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClaimNames {
     /// The first that is present counts; when several are, they must agree.
     pub user: Vec<String>,
+    /// A word, or a list of words of which the highest role counts.
     pub role: String,
     pub name: String,
+    pub email: String,
+    /// http, https or a path on the frontend's site.
+    pub picture: String,
+    /// When set, a token that has this claim must name the app's tenant in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
 }
 
-/// A key that verifies tokens. The algorithm belongs to the key, not to the token.
+/// What verifies tokens: a secret, a public key, or a source of many keys. The algorithm belongs to
+/// the key, not to the token.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
-    /// Matched against the token's `kid`, when it has one.
+    /// A token that has a `kid` is tried with the keys of that id, and with those that have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// HS256, RS256, ES256 or `EdDSA`.
-    #[schemars(with = "String")]
-    pub algorithm: Algorithm,
+    /// HS256 (with `secret`), RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or `EdDSA`. With
+    /// `jwks` it may be left out; otherwise only that algorithm is taken from the set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub algorithm: Option<Algorithm>,
     /// For HS256; at least 16 bytes. Also `JWT_SECRET`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
-    /// For the others: PEM.
+    /// For the others: PEM, or the path of a file that holds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+    /// A JSON Web Key Set: the path of a file, or an `https://` address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<String>,
+    /// How often a `jwks` address is asked again, 10 s to 24 h, 10 min unless said otherwise; a file
+    /// is read whenever it changes.
+    #[serde(default = "every_ten_minutes", skip_serializing_if = "is_every_ten_minutes")]
+    pub refresh: Span,
+}
+
+const fn every_ten_minutes() -> Span {
+    Span::seconds(600)
+}
+
+fn is_every_ten_minutes(span: &Span) -> bool {
+    *span == every_ten_minutes()
 }
 
 /// What a backend proves itself with.
@@ -369,7 +451,12 @@ impl Default for Database {
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { leeway: Span::seconds(10), max_age: Span::seconds(8 * 3_600) }
+        Self {
+            leeway: Span::seconds(10),
+            max_age: Span::seconds(8 * 3_600),
+            expiring_notice: Span::seconds(60),
+            expiry_grace: Span::seconds(30),
+        }
     }
 }
 
@@ -385,6 +472,7 @@ impl Default for Limits {
             stalled: Span::seconds(20),
             unauthenticated: 1_000,
             failed_handshakes: RateText(Rate { count: 600, period: Duration::from_mins(1) }),
+            failed_authentications: RateText(Rate::per_minute(30)),
         }
     }
 }
@@ -459,6 +547,9 @@ impl Default for ClaimNames {
             user: ["userId", "id", "sub"].map(String::from).into(),
             role: "role".into(),
             name: "name".into(),
+            email: "email".into(),
+            picture: "picture".into(),
+            tenant: None,
         }
     }
 }
@@ -678,6 +769,8 @@ impl Config {
         config.warnings = environment.keys().filter_map(|name| odd(name)).collect();
         config.apply_known_names(environment)?;
         config.validate()?;
+        let odd_keys = config.odd_keys();
+        config.warnings.extend(odd_keys);
         Ok(config)
     }
 
@@ -734,6 +827,14 @@ impl Config {
         self.proxy.validate()?;
         ensure!(self.auth.leeway.0 <= Duration::from_secs(30), "auth.leeway must be at most 30 s");
         ensure!(
+            self.auth.expiry_grace.0 <= Duration::from_mins(10),
+            "auth.expiry_grace must be at most 10 min"
+        );
+        ensure!(
+            self.auth.expiring_notice.0 <= Duration::from_hours(1),
+            "auth.expiring_notice must be at most 1 h"
+        );
+        ensure!(
             self.limits.unsent_bytes >= 64 * 1024,
             "limits.unsent_bytes must be at least 64 KiB"
         );
@@ -772,6 +873,48 @@ impl Config {
             key.validate().with_context(|| format!("in the API key {:?}", key.name))?;
         }
         Ok(())
+    }
+
+    /// What works, and is probably not meant.
+    fn odd_keys(&self) -> Vec<String> {
+        let mut odd = Vec::new();
+        let mut owners: BTreeMap<&str, (&str, &TenantId)> = BTreeMap::new();
+        for app in &self.apps {
+            let mut ids = BTreeSet::new();
+            for key in &app.keys {
+                if let Some(id) = &key.id
+                    && !ids.insert(id)
+                {
+                    odd.push(format!(
+                        "the app {:?} has two keys with the id {id:?}: a token with that kid is \
+                         tried with both",
+                        app.id
+                    ));
+                }
+                if let Some(jwks) = key.jwks.as_deref().filter(|jwks| is_open_to_all(jwks)) {
+                    odd.push(format!(
+                        "the app {:?} has its jwks over http: whoever sits between here and {jwks} \
+                         can make tokens; use https",
+                        app.id
+                    ));
+                }
+                let material = key.secret.as_ref().map(Secret::expose);
+                let material = material.or(key.public_key.as_deref()).or(key.jwks.as_deref());
+                let Some(material) = material else { continue };
+                match owners.get(material) {
+                    Some((other, tenant)) if *tenant != &app.tenant => odd.push(format!(
+                        "the apps {other:?} and {:?} share a key, and have different tenants: \
+                         without issuer, audience or claims.tenant its tokens are all {other:?}'s",
+                        app.id
+                    )),
+                    Some(_) => {}
+                    None => {
+                        owners.insert(material, (&app.id, &app.tenant));
+                    }
+                }
+            }
+        }
+        odd
     }
 
     /// The time zones of tenants.
@@ -825,8 +968,9 @@ impl App {
                 .collect(),
             provision_users: true,
             time_zone: None,
-            issuer: None,
-            audience: None,
+            expiry: Expiry::Outlive,
+            issuer: OneOrMany::default(),
+            audience: OneOrMany::default(),
             claims: ClaimNames::default(),
             roles: BTreeMap::new(),
             keys: vec![Key::hs256(secret)],
@@ -836,6 +980,18 @@ impl App {
     fn validate(&self) -> anyhow::Result<()> {
         ensure!(!self.keys.is_empty(), "keys is empty: nobody could connect");
         ensure!(!self.claims.user.is_empty(), "claims.user is empty");
+        for (name, claim) in [
+            ("role", &self.claims.role),
+            ("name", &self.claims.name),
+            ("email", &self.claims.email),
+            ("picture", &self.claims.picture),
+        ] {
+            ensure!(!claim.is_empty(), "claims.{name} is empty");
+        }
+        ensure!(self.claims.tenant.as_deref() != Some(""), "claims.tenant is empty");
+        for (name, OneOrMany(texts)) in [("issuer", &self.issuer), ("audience", &self.audience)] {
+            ensure!(!texts.iter().any(String::is_empty), "{name} is empty");
+        }
         for key in &self.keys {
             key.validate()?;
         }
@@ -845,19 +1001,60 @@ impl App {
 
 impl Key {
     pub fn hs256(secret: Secret) -> Self {
-        Self { id: None, algorithm: Algorithm::HS256, secret: Some(secret), public_key: None }
+        Self {
+            id: None,
+            algorithm: Some(Algorithm::HS256),
+            secret: Some(secret),
+            public_key: None,
+            jwks: None,
+            refresh: every_ten_minutes(),
+        }
+    }
+
+    /// What tokens can be signed with here.
+    pub fn signing_secret(&self) -> Option<&Secret> {
+        self.secret.as_ref().filter(|_| self.algorithm == Some(Algorithm::HS256))
     }
 
     fn validate(&self) -> anyhow::Result<()> {
-        match (self.algorithm, &self.secret, &self.public_key) {
-            (Algorithm::HS256, Some(secret), None) => check_strength(secret.expose()),
-            (Algorithm::HS256, ..) => bail!("an HS256 key has a secret (or JWT_SECRET)"),
-            (Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA, None, Some(_)) => Ok(()),
-            (Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA, ..) => {
-                bail!("a {:?} key has a public_key in PEM and no secret", self.algorithm)
+        use Algorithm as A;
+        ensure!(self.id.as_deref() != Some(""), "keys.id is empty");
+        match (self.algorithm, &self.secret, &self.public_key, &self.jwks) {
+            (Some(A::HS256), Some(secret), None, None) => check_strength(secret.expose()),
+            (Some(A::HS256), ..) => {
+                bail!("an HS256 key has a secret (or JWT_SECRET) and neither public_key nor jwks")
             }
-            (other, ..) => bail!("algorithm {other:?} is not supported"),
+            (Some(algorithm @ (A::HS384 | A::HS512)), ..) => {
+                bail!("keys.algorithm {algorithm:?} is not supported")
+            }
+            (_, None, None, Some(jwks)) => self.validate_source(jwks),
+            (Some(_), None, Some(_), None) => Ok(()),
+            (Some(algorithm), ..) => {
+                bail!("a {algorithm:?} key has either public_key or jwks, and no secret")
+            }
+            (None, ..) => bail!("keys.algorithm is missing"),
         }
+    }
+
+    fn validate_source(&self, jwks: &str) -> anyhow::Result<()> {
+        ensure!(self.id.is_none(), "keys.id: the keys of a jwks have ids of their own");
+        ensure!(
+            (Duration::from_secs(10)..=Duration::from_hours(24)).contains(&self.refresh.0),
+            "keys.refresh must be between 10 s and 24 h"
+        );
+        ensure!(!jwks.is_empty(), "keys.jwks is empty");
+        if jwks.contains("://") {
+            let url = url::Url::parse(jwks).context("keys.jwks is not an address")?;
+            ensure!(
+                matches!(url.scheme(), "http" | "https") && url.has_host(),
+                "keys.jwks is neither the path of a file nor an https:// address"
+            );
+            ensure!(
+                url.username().is_empty() && url.password().is_none(),
+                "keys.jwks must not carry a user and a password: it stands in logs"
+            );
+        }
+        Ok(())
     }
 }
 
@@ -874,6 +1071,12 @@ fn check_strength(secret: &str) -> anyhow::Result<()> {
         "JWT_SECRET (or keys.secret) is weak or a default: use at least 16 random bytes, better 32"
     );
     Ok(())
+}
+
+/// Whether an address is asked without TLS on another machine.
+fn is_open_to_all(jwks: &str) -> bool {
+    let Ok(url) = url::Url::parse(jwks) else { return false };
+    url.scheme() == "http" && !crate::http::origin::is_localhost(jwks)
 }
 
 /// What to say of a variable that looks as if it were meant for us.
@@ -1011,6 +1214,75 @@ mod tests {
         ] {
             let message = format!("{:#}", from(&environment).unwrap_err());
             assert!(message.contains(named), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_app_says_how_its_tokens_are_read() {
+        let app = |rest: &str| -> anyhow::Result<App> {
+            let key =
+                "[[keys]]\nid = \"2026\"\nalgorithm = \"HS256\"\nsecret = \"c5f1d1a0b7e84f6e93d2\"";
+            let text = format!("id = \"campus\"\ntenant = \"campus\"\n{rest}\n{key}");
+            let app: App = toml::from_str(&text)?;
+            app.validate().map(|()| app)
+        };
+        let plain = app("").unwrap();
+        assert_eq!((plain.expiry, plain.issuer.is_empty()), (Expiry::Outlive, true));
+        let strict = app(
+            "expiry = \"enforce\"\nissuer = \"https://a\"\naudience = [\"chat\", \"exams\"]\nclaims.tenant = \"org\"",
+        )
+        .unwrap();
+        assert_eq!((strict.issuer.0.len(), strict.audience.0.len()), (1, 2));
+        let shown = toml::to_string(&strict).unwrap();
+        for line in [
+            "expiry = \"enforce\"",
+            "issuer = \"https://a\"",
+            "audience = [\"chat\", \"exams\"]",
+            "tenant = \"org\"",
+            "secret = \"***\"",
+        ] {
+            assert!(shown.contains(line), "{shown}");
+        }
+        for (bad, named) in [
+            ("audience = [\"\"]", "audience is empty"),
+            ("claims.user = []", "claims.user is empty"),
+            ("claims.role = \"\"", "claims.role is empty"),
+            ("keys = [{ algorithm = \"RS256\", secret = \"c5f1d1a0b7e84f6e93d2\" }]", "keys"),
+        ] {
+            let error = app(bad).map(|_| ()).unwrap_err();
+            assert!(format!("{error:#}").contains(named), "{error:#}");
+        }
+        for (name, value) in [
+            ("CARILLON_AUTH__EXPIRY_GRACE", "11min"),
+            ("CARILLON_AUTH__EXPIRING_NOTICE", "2h"),
+            ("CARILLON_LIMITS__FAILED_AUTHENTICATIONS", "0/1m"),
+        ] {
+            let error = format!("{:#}", from(&[SECRET, (name, value)]).unwrap_err());
+            let key = name.rsplit("__").next().unwrap().to_lowercase();
+            assert!(error.contains(&key), "{error}");
+        }
+    }
+
+    #[test]
+    fn odd_keys_are_named() {
+        let key = |id: &str, secret: &str| Key {
+            id: Some(id.into()),
+            ..Key::hs256(Secret::from(secret))
+        };
+        let mut one = App::from_environment(Secret::from("x"), "");
+        one.keys = vec![key("a", "first"), key("a", "second")];
+        let mut other = App { id: "other".into(), ..one.clone() };
+        other.tenant = TenantId::new("other").unwrap();
+        other.keys = vec![
+            key("b", "second"),
+            Key { jwks: Some("http://login.example/keys".into()), ..key("c", "third") },
+        ];
+        let odd = Config { apps: vec![one, other], ..Config::default() }.odd_keys();
+        assert_eq!(odd.len(), 3, "{odd:?}");
+        for (odd, named) in
+            odd.iter().zip(["two keys with the id \"a\"", "share a key", "over http"])
+        {
+            assert!(odd.contains(named) && !odd.contains("second"), "{odd}");
         }
     }
 

@@ -20,6 +20,7 @@ use socketioxide::socket::Sid;
 use tokio::sync::Notify;
 
 use crate::{
+    http::origin::OriginId,
     inbox::Inbox,
     metrics::Metrics,
     strangers::{Overrun, Stranger, Strangers},
@@ -47,9 +48,11 @@ fn now_ms() -> u64 {
 pub enum Closing {
     /// It does not read what is sent to it.
     SlowConsumer,
+    /// It shows one bad token after another.
+    Refused,
     /// It sends more than it waits for.
     Overloaded,
-    /// Its user could not be looked up.
+    /// Its user, or the key of its token, could not be looked up.
     Unavailable,
     /// This node is going away.
     Draining,
@@ -63,6 +66,7 @@ impl Closing {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::SlowConsumer => "slow_consumer",
+            Self::Refused => "refused",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
             Self::Draining => "draining",
@@ -77,6 +81,8 @@ impl Closing {
 pub struct Connection {
     /// The bearer token of the handshake's header, if there was one.
     pub bearer: Option<Box<str>>,
+    /// The page it comes from.
+    pub origin: Option<OriginId>,
     pub inbox: Inbox,
     pub reader: AtomicWaker,
     pub writer: AtomicWaker,
@@ -89,6 +95,10 @@ pub struct Connection {
     streams: AtomicUsize,
     has_streamed: AtomicBool,
     is_killed: AtomicBool,
+    /// A socket of it was let in.
+    has_entered: AtomicBool,
+    /// It is closed with the next sweep: what it was answered has gone out by then.
+    is_condemned: AtomicBool,
     /// When the client last asked for what waits, on polling.
     polled_at: AtomicU64,
     /// When reading was paused, and since when nothing that waits has been taken.
@@ -118,6 +128,24 @@ impl Connection {
         Self { bearer, began_by_polling, polled_at: now_ms().into(), ..Self::default() }
     }
 
+    /// Notes the page it comes from.
+    #[must_use]
+    pub fn on_page(self, origin: Option<OriginId>) -> Self {
+        Self { origin, ..self }
+    }
+
+    /// A socket of it has proved whose it is, and was let in.
+    pub fn enter(&self) {
+        self.has_entered.store(true, Ordering::Relaxed);
+        self.excuse();
+    }
+
+    /// Nobody was let in by it, and it is closed within a second.
+    pub fn condemn(&self) {
+        let is_strange = !self.has_entered.load(Ordering::Relaxed);
+        self.is_condemned.store(is_strange, Ordering::Relaxed);
+    }
+
     pub fn sid(&self) -> Option<Sid> {
         self.sid.get().copied()
     }
@@ -126,8 +154,8 @@ impl Connection {
         self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// A socket of it has proved whose it is.
-    pub fn authenticated(&self) {
+    /// It is not, or no more, to be counted among those who have proved nothing.
+    pub fn excuse(&self) {
         if let Some(stranger) = self.stranger() {
             stranger.becomes_known();
         }
@@ -436,7 +464,9 @@ impl Connections {
             since != 0 && u128::from(now.saturating_sub(since)) > limit.as_millis()
         };
         for connection in self.all() {
-            if longer(&connection.stalled_since, self.limits.stalled) {
+            if connection.is_condemned.load(Ordering::Relaxed) {
+                self.kill(&connection, Closing::Refused);
+            } else if longer(&connection.stalled_since, self.limits.stalled) {
                 self.kill(&connection, Closing::SlowConsumer);
             } else if longer(&connection.paused_since, self.limits.paused) {
                 self.kill(&connection, Closing::Overloaded);

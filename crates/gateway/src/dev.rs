@@ -125,6 +125,7 @@ async fn seed(domain: &Domain, tenant: &TenantId) -> anyhow::Result<()> {
             name: Some(name.into()),
             role,
             email: None,
+            avatar: None,
             issue: Issue { at: Some(now), version: 0 },
         };
         tx.provision_user(tenant, &claims, now).await?;

@@ -11,8 +11,10 @@ use std::{
 };
 
 use carillon_domain::{
-    App as Domain, Effect, Emit, Offset, Refusal, RoomId, TenantId, UserId,
-    contract::{ALL_PATHS, Address},
+    App as Domain, Effect, Emit, Offset, Refusal, RoomId, TenantId, Timestamp, UserId,
+    contract::{ALL_PATHS, Address, Event as _},
+    credential::AuthExpiring,
+    identity::Issue,
     leaderboard::Board,
 };
 use carillon_redis_adapter::Broadcast;
@@ -23,6 +25,7 @@ use tokio::sync::Notify;
 use crate::{
     boards::Boards,
     connection::{Closing, Connections},
+    expiry::{Due, Expiries},
     metrics::Metrics,
     socketio::{Adapter, NodeHub, Seat},
 };
@@ -82,6 +85,8 @@ pub struct Fanout {
     pub hole: Notify,
     /// Who looks at which leaderboard.
     pub boards: Boards,
+    /// Whose token runs out when.
+    pub expiries: Expiries,
 }
 
 /// What this node has delivered of one tenant.
@@ -126,10 +131,11 @@ impl Fanout {
         domain: Arc<Domain>,
         connections: Arc<Connections>,
         metrics: Arc<Metrics>,
+        expiries: Expiries,
     ) -> Self {
         let (lanes, crowds) = (Mutex::default(), Mutex::default());
         let (hole, boards) = (Notify::new(), Boards::default());
-        Self { hub, io, domain, connections, metrics, lanes, crowds, hole, boards }
+        Self { hub, io, domain, connections, metrics, lanes, crowds, hole, boards, expiries }
     }
 
     /// Delivers what a command of this socket has done.
@@ -149,6 +155,7 @@ impl Fanout {
                 }
                 Effect::Hear(room) => self.hear(seat, &room),
                 Effect::Look { board, seen } => self.look(seat, board, seen),
+                Effect::Extend(issue, until) => self.extend(seat, issue, until),
                 other => self.deliver_system(tenant, other),
             }
         }
@@ -183,6 +190,7 @@ impl Fanout {
             | Effect::Enter(_)
             | Effect::Watch(_)
             | Effect::Hear(_)
+            | Effect::Extend(..)
             | Effect::Look { .. } => {}
         }
     }
@@ -215,6 +223,33 @@ impl Fanout {
         }
     }
 
+    /// The client of a connection holds one token, whatever namespaces it is in.
+    fn extend(&self, seat: &Seat, issue: Issue, until: Timestamp) {
+        let all = self.seats_of(&seat.caller.tenant, &seat.caller.user);
+        for other in all.iter().filter(|other| other.sid == seat.sid) {
+            other.extend(issue);
+            self.expiries.extend(other, until);
+        }
+    }
+
+    /// Tells those whose token runs out, and cuts those whose time is over.
+    pub fn expire(&self, now: Timestamp) {
+        for due in self.expiries.due(now) {
+            match due {
+                Due::Tell(seat, expires_at) => {
+                    if let Ok(payload) = serde_json::to_string(&AuthExpiring { expires_at }) {
+                        self.tell(&seat, AuthExpiring::NAME, &payload);
+                    }
+                }
+                Due::Cut(seat) => {
+                    self.metrics.auth.expired();
+                    self.cut(&seat);
+                }
+                Due::Close(seat) => self.connections.kill(&seat.connection, Closing::Unavailable),
+            }
+        }
+    }
+
     /// The sockets of a user on this node.
     pub fn seats_of(&self, tenant: &TenantId, user: &UserId) -> Vec<Arc<Seat>> {
         let mut seats = Vec::new();
@@ -237,6 +272,14 @@ impl Fanout {
         let Some(socket) = seat.socket.upgrade() else { return };
         if socket.disconnect().is_err() {
             self.connections.kill(&seat.connection, Closing::SlowConsumer);
+        }
+    }
+
+    /// Ends every socket of a connection's user with a disconnect packet.
+    pub fn cut_connection(&self, seat: &Seat) {
+        let all = self.seats_of(&seat.caller.tenant, &seat.caller.user);
+        for other in all.iter().filter(|other| other.sid == seat.sid) {
+            self.cut(other);
         }
     }
 

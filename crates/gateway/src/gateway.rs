@@ -17,7 +17,7 @@ use crate::{
 /// One node.
 pub struct Gateway {
     pub domain: Arc<Domain>,
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<Authenticator>,
     /// Where refusals are noted of those who cannot be told apart.
     pub default_tenant: TenantId,
     pub connections: Arc<Connections>,

@@ -16,7 +16,8 @@ use std::{
 use carillon_domain::{
     Code, Done, Refusal, Timestamp,
     api::refused::Kind,
-    contract::{Class, Policy, RATE_LIMITED, Route, Telling, find_command},
+    contract::{Class, Command as _, Policy, RATE_LIMITED, Route, Telling, find_command},
+    credential::AuthRefresh,
     dispatch::{dispatch, reject},
 };
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesOrdered};
@@ -317,6 +318,14 @@ async fn finish(gateway: &Arc<Gateway>, performed: Option<Performed>) {
             Err(refusal) => {
                 note(gateway, &seat, label, &refusal);
                 refuse(gateway, &seat, ack, route.map(|route| &route.policy), &refusal);
+                match refusal {
+                    // Whoever shows it is not who came.
+                    Refusal::OtherUser => gateway.fanout.cut_connection(&seat),
+                    Refusal::Unavailable(_) if label == AuthRefresh::NAME => {
+                        gateway.fanout.expiries.doubt(&seat);
+                    }
+                    _ => {}
+                }
             }
         }
         let code_text = code.map_or("OK", Code::as_str);

@@ -79,6 +79,7 @@ pub async fn run(
             close(&gateway, edge),
             boards(&gateway),
             follow(certificates),
+            gateway.authenticator.keep_keys_fresh(),
         )
     };
     stop.run_until_cancelled(jobs).await;
@@ -98,6 +99,7 @@ async fn tick(gateway: &Gateway) {
             gateway.fanout.deliver_system(&tenant, effect);
         }
         gateway.fanout.tell_crowds();
+        gateway.fanout.expire(gateway.domain.clock.now());
     }
 }
 

@@ -8,6 +8,7 @@ mod config;
 mod connection;
 mod dev;
 mod edge;
+mod expiry;
 mod fanout;
 mod gateway;
 mod generate;
@@ -144,7 +145,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Config { command: ConfigCommand::Check(with) } => {
-            for warning in with.load()?.warnings {
+            let config = with.load()?;
+            auth::check(&config)?;
+            for warning in &config.warnings {
                 eprintln!("{warning}");
             }
             println!("The configuration is valid.");

@@ -10,7 +10,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::connection::Closing;
+use crate::{auth, connection::Closing};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CommandLabels {
@@ -36,6 +36,7 @@ const SECONDS: [f64; 12] =
 /// The numbers of one node.
 pub struct Metrics {
     registry: Registry,
+    pub auth: auth::Metrics,
     commands: Family<CommandLabels, Counter>,
     command_seconds: Histogram,
     closed: Family<ReasonLabels, Counter>,
@@ -57,6 +58,7 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("carillon");
         let command_seconds = Histogram::new(SECONDS);
         let metrics = Self {
+            auth: auth::Metrics::default(),
             commands: Family::default(),
             command_seconds,
             closed: Family::default(),
@@ -87,6 +89,7 @@ impl Default for Metrics {
             "Requests passed to the school's backend, and what became of them",
             metrics.proxied.clone(),
         );
+        metrics.auth.register(&mut registry);
         registry.register("broadcasts", "Events sent to rooms", metrics.broadcasts.clone());
         registry.register_with_unit(
             "broadcast",

@@ -3,14 +3,15 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use carillon_domain::{
-    Caller, ConnectionId, Refusal,
+    Caller, ConnectionId, Refusal, Timestamp,
+    api::refused::Kind,
     contract::ALL_PATHS,
     dispatch::{Grant, Joined},
     identity::{Account, Issue, UserStatus},
@@ -27,7 +28,8 @@ use socketioxide::{
 };
 
 use crate::{
-    auth::Denied,
+    auth::{Denied, Presented, Reason},
+    config::Expiry,
     connection::{Closing, Connection},
     fanout::{tenant_room, user_room},
     gateway::Gateway,
@@ -46,12 +48,14 @@ const PASSED_ON: Duration = Duration::from_millis(500);
 pub struct Seat {
     /// Who came. What they are by now is in [`Self::current`].
     pub caller: Arc<Caller>,
-    /// The token that let them in.
-    issue: Issue,
+    /// The token that let them in, or the newest shown since.
+    issue: Mutex<Issue>,
     pub connection: Arc<Connection>,
     pub sid: Sid,
     pub path: &'static str,
     pub socket: std::sync::Weak<Socket<Adapter>>,
+    /// When it is cut unless it shows a newer token; `None` where it outlives its token.
+    expires_at: Option<Timestamp>,
     since: Instant,
     has_arrived: AtomicBool,
     /// The caller as they are since their row was changed.
@@ -61,7 +65,16 @@ pub struct Seat {
 impl Seat {
     /// Whether the user may go on with the token that let this socket in.
     pub fn may_stay(&self, account: &Account) -> bool {
-        account.status != UserStatus::Suspended && account.tokens.accepts(self.issue)
+        account.status != UserStatus::Suspended && account.tokens.accepts(*self.issue())
+    }
+
+    fn issue(&self) -> MutexGuard<'_, Issue> {
+        self.issue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The client has shown a newer token.
+    pub fn extend(&self, issue: Issue) {
+        *self.issue() = issue;
     }
 
     /// The user's row has changed: what the socket asks from now on, it asks as who they are now.
@@ -166,6 +179,9 @@ pub fn register(gateway: &Arc<Gateway>) {
             let gateway = for_connect.clone();
             async move {
                 if let Some(seat) = socket.extensions.get::<Arc<Seat>>() {
+                    if let Some(expires_at) = seat.expires_at {
+                        gateway.fanout.expiries.watch(&seat, expires_at);
+                    }
                     inbox::push(&gateway, &seat, Item::Arrived(seat.clone()));
                     inbox::settle_after(session::SETTLING, &gateway, seat);
                 }
@@ -207,7 +223,7 @@ async fn connect(
         .extensions
         .get::<Arc<Connection>>()
         .cloned()
-        .ok_or(Denied::InvalidToken)?;
+        .ok_or(Denied::InvalidToken(Reason::Malformed))?;
     gateway.connections.insert(socket.id, &connection);
     let given = auth.as_ref().and_then(|auth| auth.get("token")).filter(|token| !token.is_null());
     let token = match given {
@@ -215,20 +231,22 @@ async fn connect(
         Some(token) => Some(token.as_str().unwrap_or("?")),
         None => connection.bearer.as_deref(),
     };
-    let identity = match gateway.authenticator.authenticate(&gateway.domain, token).await {
+    let presented = Presented { token, origin: connection.origin };
+    let identity = match gateway.authenticator.authenticate(&gateway.domain, presented).await {
         Ok(identity) => identity,
         Err(denied) => {
-            deny(gateway, &connection, &denied);
+            deny(gateway, &connection, token, &denied);
             return Err(denied);
         }
     };
     if let Err(refusal) = gateway.fanout.begin(&identity.tenant).await {
         let denied = Denied::Away(refusal);
-        deny(gateway, &connection, &denied);
+        deny(gateway, &connection, token, &denied);
         return Err(denied);
     }
-    connection.authenticated();
+    connection.enter();
     let caller = Caller {
+        app: Some(identity.app),
         tenant: identity.tenant,
         user: identity.user.id,
         name: identity.user.name,
@@ -244,11 +262,12 @@ async fn connect(
     socket.join(vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)]);
     let seat = Arc::new(Seat {
         caller: Arc::new(caller),
-        issue: identity.issue,
+        issue: identity.issue.into(),
         connection,
         sid: socket.id,
         path,
         socket: Arc::downgrade(&socket),
+        expires_at: (identity.expiry == Expiry::Enforce).then_some(identity.expires_at),
         since: Instant::now(),
         has_arrived: AtomicBool::new(false),
         renewed: Mutex::default(),
@@ -265,26 +284,53 @@ async fn connect(
         if has_ended {
             gateway.connections.remove(seat.sid);
         }
+        gateway.fanout.expiries.forget(&seat);
         inbox::push(&gateway, &seat, Item::Left(seat.clone(), reason));
         std::future::ready(())
     });
     Ok(())
 }
 
-fn deny(gateway: &Gateway, connection: &Connection, denied: &Denied) {
-    gateway.metrics.denied(match denied {
-        Denied::NoToken => "no_token",
-        Denied::InvalidToken => "invalid_token",
-        Denied::UserNotFound => "user_not_found",
-        Denied::Suspended => "suspended",
-        Denied::Away(_) => "unavailable",
-    });
-    if let Denied::Away(refusal) = denied {
-        // Nobody's failure that a limit should count.
-        connection.authenticated();
-        tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
-        gateway.connections.kill(connection, Closing::Unavailable);
+fn deny(gateway: &Gateway, connection: &Connection, token: Option<&str>, denied: &Denied) {
+    gateway.metrics.denied(denied.as_str());
+    match denied {
+        Denied::Away(refusal) => {
+            // Nobody's failure that a limit should count.
+            connection.excuse();
+            tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
+            gateway.connections.kill(connection, Closing::Unavailable);
+        }
+        // That its source is away is told once, by who asks it.
+        Denied::KeysAway => {
+            connection.excuse();
+            gateway.connections.kill(connection, Closing::Unavailable);
+        }
+        Denied::NoToken | Denied::InvalidToken(_) | Denied::UserNotFound | Denied::Suspended => {
+            let token = token.unwrap_or_default();
+            if gateway.authenticator.is_one_too_many(token) {
+                connection.condemn();
+            }
+            note(gateway, token, denied);
+        }
     }
+}
+
+/// A token that let nobody in is in the audit log: of the user whom it proves, or else as one that
+/// only names somebody.
+fn note(gateway: &Gateway, token: &str, denied: &Denied) {
+    let (tenant, actor, subject) = match gateway.authenticator.bearer(token) {
+        Some((tenant, user)) => (tenant, user.clone(), user),
+        None => {
+            let claimed = gateway.authenticator.claimed_user(token).unwrap_or_default();
+            (gateway.default_tenant.clone(), " unverified".into(), claimed)
+        }
+    };
+    let reason = match denied {
+        Denied::InvalidToken(reason) => reason.as_str(),
+        denied => denied.as_str(),
+    };
+    let kind = Kind { tenant, actor, action: "auth.refused", subject, reason };
+    gateway.domain.refusals.note(kind, gateway.domain.clock.now());
 }
 
 /// 20 characters of 6 random bits each, as Node's.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use carillon_domain::identity::Role;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::config::{App, Config};
 
@@ -39,21 +39,6 @@ fn role(text: &str) -> Result<Role, String> {
     Role::parse(text).ok_or_else(|| format!("{text} is not a role"))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Claims<'a> {
-    user_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
-    role: Role,
-    iat: i64,
-    exp: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    iss: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    aud: Option<&'a str>,
-}
-
 impl Request {
     pub fn sign(&self) -> anyhow::Result<String> {
         let config = Config::load(self.config.as_deref())?;
@@ -74,23 +59,43 @@ pub fn sign(
     role: Role,
     ttl: std::time::Duration,
 ) -> anyhow::Result<String> {
-    let key = app
+    // Keys are listed newest first while they are rotated.
+    let (key, secret) = app
         .keys
         .iter()
-        .find(|key| key.algorithm == Algorithm::HS256)
+        .find_map(|key| Some((key, key.signing_secret()?)))
         .context("the app has no HS256 key; its tokens are signed elsewhere")?;
-    let secret = key.secret.as_ref().context("the key has no secret")?;
+    let names = &app.claims;
     let iat = jiff::Timestamp::now().as_second();
-    let claims = Claims {
-        user_id: user,
-        name,
-        role,
-        iat,
-        exp: iat.saturating_add(i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX)),
-        iss: app.issuer.as_deref(),
-        aud: app.audience.as_deref(),
-    };
+    let exp = iat.saturating_add(i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX));
+    let mut claims = Map::new();
+    put(&mut claims, names.user.first().context("claims.user is empty")?, user.into());
+    put(&mut claims, &names.role, role.as_str().into());
+    put(&mut claims, "iat", iat.into());
+    put(&mut claims, "exp", exp.into());
+    let optional = [
+        (names.name.as_str(), name),
+        ("iss", app.issuer.0.first().map(String::as_str)),
+        ("aud", app.audience.0.first().map(String::as_str)),
+    ];
+    for (claim, text) in optional {
+        if let Some(text) = text {
+            put(&mut claims, claim, text.into());
+        }
+    }
     let header = Header { kid: key.id.clone(), ..Header::new(Algorithm::HS256) };
     let key = EncodingKey::from_secret(secret.expose().as_bytes());
     Ok(encode(&header, &claims, &key)?)
+}
+
+/// A name with dots is a claim inside others.
+fn put(claims: &mut Map<String, Value>, name: &str, value: Value) {
+    let Some((first, rest)) = name.split_once('.').filter(|_| !name.contains("://")) else {
+        claims.insert(name.to_owned(), value);
+        return;
+    };
+    let inner = claims.entry(first).or_insert_with(|| Map::new().into());
+    if let Value::Object(inner) = inner {
+        put(inner, rest, value);
+    }
 }

@@ -64,11 +64,12 @@ const LAST_SEEN: &str = "SELECT last_seen FROM online_users WHERE tenant_id = $1
 const NOTE_SEEN: &str = "INSERT INTO online_users (tenant_id, user_id, last_seen)
     VALUES ($1, $2, $3) ON CONFLICT (tenant_id, user_id) DO UPDATE SET last_seen = excluded.last_seen";
 const PROVISION: &str = "INSERT INTO users
-    (tenant_id, id, name, email, role, status, claims_issued_at, created_at, updated_at,
+    (tenant_id, id, name, email, role, avatar, status, claims_issued_at, created_at, updated_at,
      token_version)
-    VALUES ($1, $2, $3, $4, $5, 'VERIFIED', $6, $7, $7, $8)
+    VALUES ($1, $2, $3, $4, $5, $6, 'VERIFIED', $7, $8, $8, $9)
     ON CONFLICT (tenant_id, id) DO UPDATE SET
         name = excluded.name, email = excluded.email, role = excluded.role,
+        avatar = excluded.avatar,
         claims_issued_at = excluded.claims_issued_at, updated_at = excluded.updated_at,
         token_version = CASE WHEN excluded.token_version > users.token_version
             THEN excluded.token_version ELSE users.token_version END
@@ -216,8 +217,8 @@ impl UserWrites for SqlTx {
         let issued_at = Time(claims.issue.at.unwrap_or_default());
         on!(self.conn(), c => sqlx::query(PROVISION)
             .bind(tenant.as_str()).bind(claims.user.as_str()).bind(claims.display_name())
-            .bind(&claims.email).bind(claims.role.as_str()).bind(issued_at).bind(Time(now))
-            .bind(claims.issue.version)
+            .bind(&claims.email).bind(claims.role.as_str()).bind(&claims.avatar)
+            .bind(issued_at).bind(Time(now)).bind(claims.issue.version)
             .execute(c).await.map(|_| ()))
         .map_err(refusal)?;
         self.user(tenant, &claims.user).await?.ok_or(Refusal::NotFound)

@@ -9,6 +9,21 @@ export type Action = "pause" | "resume" | "extend" | "submit" | "close";
 /** Where an attempt stands. */
 export type AttemptStatus = "IN_PROGRESS" | "PAUSED" | "COMPLETED";
 
+/** The token of this connection runs out: unless a newer one is shown, it is cut. */
+export interface AuthExpiring {
+  expiresAt: string;
+}
+
+/** The client has a newer token of the same user. */
+export interface AuthRefresh {
+  token: Token;
+}
+
+/** The newer token counts, for every socket of this connection. */
+export interface AuthRefreshed {
+  expiresAt: string;
+}
+
 export interface ChatHistory {
   after?: Seq | null;
   around?: Seq | null;
@@ -650,6 +665,9 @@ export interface StudyGroupOwnerChanged {
   ownerId: string;
 }
 
+/** A credential as it came. It is never shown. */
+export type Token = string;
+
 /** The body of the `error` event, and behind `ok: false` of an acknowledgement. */
 export interface Refused {
   code: Code;
@@ -714,6 +732,7 @@ export interface UserStatusChange {
 
 export interface ClientToServerEvents {
   "heartbeat": (payload?: Heartbeat | null, acknowledge?: (reply: Reply<HeartbeatAck>) => void) => void;
+  "auth-refresh": (payload: AuthRefresh, acknowledge?: (reply: Reply<AuthRefreshed>) => void) => void;
   "join-room": (payload: JoinRoom, acknowledge?: (reply: Reply<Entered>) => void) => void;
   "leave-room": (payload: LeaveRoom, acknowledge?: (reply: Reply<Left>) => void) => void;
   "send-message": (payload: SendMessage, acknowledge?: (reply: Reply<MessageSent>) => void) => void;
@@ -742,6 +761,7 @@ export interface ClientToServerEvents {
 export interface ServerToClientEvents {
   "heartbeat-ack": (payload: HeartbeatAck) => void;
   "error": (payload: Refused) => void;
+  "auth-expiring": (payload: AuthExpiring) => void;
   "user-status-change": (payload: UserStatusChange) => void;
   "room-joined": (payload: RoomJoined) => void;
   "user-joined-room": (payload: UserJoinedRoom) => void;

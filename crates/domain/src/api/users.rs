@@ -27,8 +27,8 @@ pub const OPERATIONS: &[OperationRow] = &[
 ];
 
 /// Characters of a name, an address and a specialty.
-const MAX_NAME: usize = 200;
-const MAX_EMAIL: usize = 320;
+pub const MAX_NAME: usize = 200;
+pub const MAX_EMAIL: usize = 320;
 const MAX_SPECIALTY: usize = 100;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -76,6 +76,9 @@ impl Operation for PutUser {
     const SUMMARY: &'static str = "Makes or replaces a user; from then on tokens change nothing";
 
     async fn handle(self, cx: &mut Cx<'_>) -> Result<Account, Refusal> {
+        if self.id.is_reserved() {
+            return Err(Refusal::Invalid("id: begins with a space or with \"api:\"".into()));
+        }
         let name = text::short("name", Some(self.name.trim().to_owned()), MAX_NAME)?;
         let account = NewAccount {
             id: self.id,

@@ -24,7 +24,8 @@ use crate::{
     api::{rooms::RoomView, users::NewAccount},
     chat::{ChatMessage, ChatRoom, NewMessage, Page, RoomKind, Unread},
     contract::{Class, Scope},
-    dispatch::{Caller, Emit},
+    credential::{Bearer, Token},
+    dispatch::{App, Caller, Emit},
     identity::{Account, Claims, TokenRule, User},
     ids::{MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId},
     refusal::Refusal,
@@ -46,6 +47,14 @@ pub trait Ids: Send + Sync {
 pub trait Admission: Send + Sync {
     /// Takes one from the caller's bucket, or says how long until there is one.
     fn admit(&self, caller: &Caller, class: Class) -> std::result::Result<(), Duration>;
+}
+
+/// The keys of the apps, and what they verify.
+#[async_trait]
+pub trait Credentials: Send + Sync {
+    /// Whose token this is, if it counts now: signed, not expired, its user neither suspended nor
+    /// their tokens revoked. Their row has followed it where it follows tokens.
+    async fn verify(&self, app: &App, token: &Token) -> Result<Bearer>;
 }
 
 /// The database.

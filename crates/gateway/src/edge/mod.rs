@@ -171,7 +171,8 @@ impl Edge {
         let connection = if let Some(connection) = connection {
             connection
         } else {
-            let connection = Connection::new(bearer(request.headers()), false);
+            let origin = self.origins.id(request.headers());
+            let connection = Connection::new(bearer(request.headers()), false).on_page(origin);
             self.connections.begin(ip, connection).await?
         };
         let upgrade = hyper::upgrade::on(&mut request);

@@ -45,7 +45,8 @@ impl Edge {
 
     async fn open(&mut self, head: &Parts) -> Result<Response<Body>, EngineError> {
         let ip = address::client(&head.extensions);
-        let connection = Connection::new(bearer(&head.headers), true);
+        let origin = self.origins.id(&head.headers);
+        let connection = Connection::new(bearer(&head.headers), true).on_page(origin);
         let connection = self.connections.begin(ip, connection).await?;
         let (status, body) = self.ask(minimal(head, &connection, Full::default())).await?;
         let sid = opened(&body).ok_or(EngineError::BadRequest)?;

@@ -5,7 +5,11 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::config::App;
 
-/// The allowed origins of all apps.
+/// The place of an origin in the table of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginId(u16);
+
+/// The allowed origins of all apps, each once.
 #[derive(Debug, Default)]
 pub struct Origins {
     exact: Vec<String>,
@@ -15,19 +19,30 @@ pub struct Origins {
 
 impl Origins {
     pub fn new(apps: &[App], any_localhost: bool) -> Self {
-        let exact = apps
-            .iter()
-            .flat_map(|app| &app.allowed_origins)
-            .flat_map(|origin| {
-                if origin.contains("://") {
-                    vec![origin.clone()]
-                } else {
-                    vec![format!("https://{origin}"), format!("http://{origin}")]
-                }
-            })
-            .map(|origin| origin.trim_end_matches('/').to_lowercase())
-            .collect();
+        let mut exact = Vec::new();
+        for origin in apps.iter().flat_map(|app| &app.allowed_origins).flat_map(|one| written(one))
+        {
+            if !exact.contains(&origin) {
+                exact.push(origin);
+            }
+        }
         Self { exact, any_localhost }
+    }
+
+    /// The origins of one app.
+    pub fn of(&self, app: &App) -> Vec<OriginId> {
+        let own = app.allowed_origins.iter().flat_map(|one| written(one));
+        own.filter_map(|origin| self.find(&origin)).collect()
+    }
+
+    /// The origin of a request; `None` without one, or where any page of this machine may come.
+    pub fn id(&self, headers: &HeaderMap) -> Option<OriginId> {
+        self.find(&headers.get(header::ORIGIN)?.to_str().ok()?.to_lowercase())
+    }
+
+    fn find(&self, origin: &str) -> Option<OriginId> {
+        let index = self.exact.iter().position(|one| one == origin)?;
+        u16::try_from(index).ok().map(OriginId)
     }
 
     /// Whether a request may pass. A client that is no browser sends no `Origin`.
@@ -42,7 +57,17 @@ impl Origins {
     }
 }
 
-fn is_localhost(origin: &str) -> bool {
+/// As a browser writes it; without a scheme both http and https are meant.
+fn written(origin: &str) -> Vec<String> {
+    let origin = origin.trim_end_matches('/').to_lowercase();
+    if origin.contains("://") {
+        vec![origin]
+    } else {
+        vec![format!("https://{origin}"), format!("http://{origin}")]
+    }
+}
+
+pub fn is_localhost(origin: &str) -> bool {
     url::Url::parse(origin).is_ok_and(|url| {
         matches!(url.scheme(), "http" | "https")
             && match url.host() {

@@ -52,6 +52,9 @@ impl Import<'_> {
     fn account(&self, row: &UserRow) -> Result<(Account, Mends), &'static str> {
         let mut mends = Mends::default();
         let id = UserId::new(&row.id).map_err(|_| "the id is none")?;
+        if id.is_reserved() {
+            return Err("the id begins with a space or with \"api:\"");
+        }
         let email =
             mends.cut_option(row.email.clone(), MAX_EMAIL, "the e-mail address was cut short");
         let name = row.name.as_deref().map(str::trim).filter(|name| !name.is_empty());

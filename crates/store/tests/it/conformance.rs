@@ -124,7 +124,8 @@ async fn a_row_made_from_claims_follows_newer_tokens_only() {
             user: user("ana"),
             name: Some(name.into()),
             role,
-            email: None,
+            email: Some(format!("{name}@campus.example")),
+            avatar: Some(format!("/{name}.png")),
             issue: Issue { at: Some(Timestamp(issued)), version: 0 },
         };
         for (given, name, role) in [
@@ -136,6 +137,10 @@ async fn a_row_made_from_claims_follows_newer_tokens_only() {
             let row = tx.provision_user(&t, &given, NOW).await.unwrap();
             tx.commit().await.unwrap();
             assert_eq!((row.name.as_str(), row.role), (name, role));
+            assert_eq!(row.avatar, Some(format!("/{name}.png")));
+            let account = world.store.read().await.unwrap().account(&t, &user("ana")).await;
+            let email = account.unwrap().unwrap().email;
+            assert_eq!(email, Some(format!("{name}@campus.example")));
         }
         let managed = "UPDATE users SET claims_issued_at = NULL, status = 'SUSPENDED'";
         world.sql(managed, managed).await;
@@ -143,6 +148,7 @@ async fn a_row_made_from_claims_follows_newer_tokens_only() {
         let row = tx.provision_user(&t, &claims("New", Role::Student, 9_000), NOW).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!((row.name.as_str(), row.status), ("Ana Maria", UserStatus::Suspended));
+        assert_eq!((row.role, row.avatar.as_deref()), (Role::Mentor, Some("/Ana Maria.png")));
         let mut tx = world.store.begin(&t, Scope::Rows).await.unwrap();
         for seen in [NOW, Timestamp(NOW.0 + 5)] {
             tx.note_seen(&t, &[user("ana"), user("ben")], seen).await.unwrap();

@@ -47,6 +47,7 @@ async fn furnish(world: &World, of: &TenantId) -> BTreeMap<&'static str, String>
         name: Some("xyzzy".into()),
         role: Role::Student,
         email: None,
+        avatar: None,
         issue: carillon_domain::identity::Issue::default(),
     };
     tx.provision_user(of, &claims, now).await.unwrap();

@@ -13,11 +13,12 @@ use carillon_domain::{
     api::refused::Refusals,
     chat::{Settings, returning::Returning, typing_indicator::Typists},
     contract::{Class, Command, Scope, find_command},
+    credential::{Bearer, Token},
     dispatch::{Joined, dispatch},
     exam,
     identity::{Claims, Issue, Role},
     leaderboard,
-    ports::{Admission, Clock, Ids, Store as _},
+    ports::{Admission, Clock, Credentials, Ids, Store as _},
     presence::Presence,
 };
 use carillon_store::{Opener, SqlStore};
@@ -49,6 +50,14 @@ impl Ids for Counting {
     }
 }
 
+struct NoKeys;
+#[async_trait::async_trait]
+impl Credentials for NoKeys {
+    async fn verify(&self, _: &App, _: &Token) -> Result<Bearer, Refusal> {
+        Err(Refusal::Unavailable(None))
+    }
+}
+
 struct Everybody;
 impl Admission for Everybody {
     fn admit(&self, _: &Caller, _: Class) -> Result<(), Duration> {
@@ -66,6 +75,7 @@ impl World {
             clock: clock.clone(),
             ids: Arc::new(Counting::default()),
             admission: Arc::new(Everybody),
+            credentials: Arc::new(NoKeys),
             presence: Presence::default(),
             typists: Typists::default(),
             chat: Settings::default(),
@@ -127,6 +137,7 @@ impl World {
                 name: Some((*id).into()),
                 role: Role::Student,
                 email: None,
+                avatar: None,
                 issue: Issue::default(),
             };
             tx.provision_user(&t, &claims, self.app.clock.now()).await.unwrap();
@@ -158,6 +169,7 @@ pub fn user(id: &str) -> UserId {
 
 pub fn caller(tenant_id: &str, id: &str) -> Caller {
     Caller {
+        app: None,
         tenant: tenant(tenant_id),
         user: user(id),
         name: id.into(),
