@@ -264,6 +264,9 @@ pub struct Policy {
     pub telling: Telling,
     /// Lost without harm: refused as `BUSY` when the inbox is full.
     pub ephemeral: bool,
+    /// Looks at nothing in memory that an earlier command of the same connection changes once it is
+    /// committed: the next one of the same kind may enter the lane behind it.
+    pub overlaps: bool,
     /// `None`: everybody.
     pub roles: Option<&'static [Role]>,
     /// The contract's text for a missing or wrongly typed required field.
@@ -283,6 +286,7 @@ impl Policy {
             max_bytes: 4 * 1024,
             telling: Telling::All,
             ephemeral: false,
+            overlaps: false,
             roles: None,
             required,
             failed,
@@ -296,6 +300,13 @@ impl Policy {
     #[must_use]
     pub const fn ephemeral(self) -> Self {
         Self { scope: Scope::Rows, ephemeral: true, ..self }
+    }
+    /// See [`Policy::overlaps`]. The first thing such a command waits for is its place in the lane,
+    /// so that a connection's commands keep their order.
+    #[must_use]
+    pub const fn overlapping(self) -> Self {
+        assert!(matches!(self.scope, Scope::Lane), "only a lane keeps their order");
+        Self { overlaps: true, ..self }
     }
     #[must_use]
     pub const fn max_bytes(self, max_bytes: usize) -> Self {

@@ -461,7 +461,8 @@ async fn require_member(cx: &mut Cx<'_>, room: &RoomId, ephemeral: bool) -> Resu
         return Err(Refusal::NotAMember);
     }
     let (tenant, user) = (&cx.caller.tenant, &cx.caller.user);
-    let is_member = if may_end && cx.scope == Scope::Lane {
+    // In the lane also because a command that overlaps others must wait for nothing before it.
+    let is_member = if cx.scope == Scope::Lane {
         cx.tx().await?.is_member(tenant, room, user).await?
     } else {
         cx.read().await?.is_member(tenant, room, user).await?

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use axum::{Router, extract::Request, routing::any};
+use axum::{Router, extract::Request, http::HeaderValue, routing::any};
 use carillon_domain::{
     App as Domain, TenantId, Timestamp,
     api::refused::Refusals,
@@ -25,7 +25,11 @@ use crate::{
     auth::Authenticator,
     config::{self, Config},
     connection::{Connections, Limits, OUTBOUND_SLOTS},
-    edge::{Edge, accept},
+    edge::{
+        Edge,
+        accept::{self, Entrance},
+        tls::Certificates,
+    },
     expiry::Expiries,
     fanout::Fanout,
     gateway::Gateway,
@@ -38,6 +42,7 @@ use crate::{
     jobs,
     limits::Limiter,
     metrics::Metrics,
+    proxy::Proxy,
     shutdown,
     socketio::{self, Adapter, NodeHub},
 };
@@ -66,8 +71,10 @@ pub struct Node {
     pub address: SocketAddr,
     listener: TcpListener,
     operations: Option<TcpListener>,
+    entrance: Arc<Entrance>,
     router: Router,
     operations_router: Router,
+    stop: CancellationToken,
     gateway: Arc<Gateway>,
     health: Health,
     limiter: Arc<Limiter>,
@@ -94,6 +101,7 @@ impl Ids for UuidsV7 {
 impl Node {
     /// Opens the database, wires everything and binds the ports.
     pub async fn start(config: &Config, options: Options) -> anyhow::Result<Self> {
+        let entrance = Arc::new(entrance(config).await?);
         let store = Arc::new(open_store(config).await?);
         let limiter = Arc::new(Limiter::new(config));
         let metrics = Arc::new(Metrics::default());
@@ -157,8 +165,18 @@ impl Node {
             .merge(health::routes(health.clone()))
             .merge(api::routes(&api))
             .merge(options.extra)
-            .fallback(health::not_found)
-            .layer(origin::cors(origins));
+            // Ours, whatever it says; what follows it may be a session's id.
+            .route("/socket.io", any(health::not_found))
+            .route("/socket.io/{*rest}", any(health::not_found));
+        let stop = CancellationToken::new();
+        let tasks = gateway.tasks.clone();
+        let router = match Proxy::new(&config.proxy, metrics.clone(), tasks, stop.clone())? {
+            // The backend answers preflights of its own paths.
+            Some(proxy) => router
+                .layer(origin::cors(origins))
+                .fallback(move |request: Request| proxy.clone().pass(request)),
+            None => router.fallback(health::not_found).layer(origin::cors(origins)),
+        };
         let operations_router = Router::new().route(
             "/metrics",
             axum::routing::get(move || {
@@ -172,8 +190,10 @@ impl Node {
             address: listener.local_addr()?,
             listener,
             operations,
+            entrance,
             router,
             operations_router,
+            stop,
             gateway,
             health,
             limiter,
@@ -190,17 +210,22 @@ impl Node {
 
     /// Serves until SIGTERM or SIGINT, then drains.
     pub async fn run(self) -> anyhow::Result<()> {
-        let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        let (stop, end) = (self.stop, CancellationToken::new());
         let tasks = &self.gateway.tasks;
-        let listeners =
-            [(Some(self.listener), self.router), (self.operations, self.operations_router)];
-        for (listener, router) in listeners {
+        let listeners = [
+            (Some(self.listener), self.entrance.clone(), self.router),
+            (self.operations, Arc::default(), self.operations_router),
+        ];
+        for (listener, entrance, router) in listeners {
             if let Some(listener) = listener {
-                tasks.spawn(accept::serve(listener, router, tasks.clone(), stop.clone()));
+                let serve = accept::serve(listener, entrance, router, tasks.clone(), stop.clone());
+                tasks.spawn(serve);
             }
         }
+        let certificates = self.entrance.certificates.clone();
         let gateway = self.gateway.clone();
-        let mut jobs = tokio::spawn(jobs::run(gateway, self.limiter, self.edge, end.clone()));
+        let mut jobs =
+            tokio::spawn(jobs::run(gateway, self.limiter, self.edge, certificates, end.clone()));
 
         let failed = tokio::select! {
             signal = shutdown::signal() => { signal?; None }
@@ -220,6 +245,24 @@ impl Node {
         }
         ended
     }
+}
+
+/// How clients come in.
+async fn entrance(config: &Config) -> anyhow::Result<Entrance> {
+    let server = &config.server;
+    let seconds = server.hsts.0.as_secs();
+    let hsts = HeaderValue::from_str(&format!("max-age={seconds}"))?;
+    Ok(Entrance {
+        trusted: server.trusted_proxies.clone(),
+        proxy_protocol: server.proxy_protocol,
+        certificates: Certificates::open(&server.tls).await?,
+        hsts: (seconds > 0).then_some(hsts),
+        // A browser that pauses a film closes its window; a WebSocket gets its own limit.
+        user_timeout: match config.proxy.upstream {
+            Some(_) => config.proxy.idle.0.max(accept::USER_TIMEOUT),
+            None => accept::USER_TIMEOUT,
+        },
+    })
 }
 
 /// What seals the journals: the configured key, else one kept in the database.
@@ -277,6 +320,8 @@ fn limits(config: &Config) -> Limits {
         stalled: config.limits.stalled.0,
         paused: config.server.ping_timeout.0 / 2,
         silent: config.server.ping_interval.0 + config.server.ping_timeout.0 + SILENCE,
+        unauthenticated: config.limits.unauthenticated,
+        failed_handshakes: config.limits.failed_handshakes.0,
     }
 }
 

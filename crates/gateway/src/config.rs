@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -18,11 +18,13 @@ use carillon_domain::{
     identity::Role,
     leaderboard,
 };
+use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use jsonwebtoken::Algorithm;
 use schemars::JsonSchema;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use url::Url;
 
 use crate::http::keys;
 
@@ -38,6 +40,7 @@ pub struct Config {
     pub chat: Chat,
     pub exam: Exam,
     pub leaderboard: Leaderboard,
+    pub proxy: Proxy,
     pub log: Log,
     /// One per frontend. Without any, the environment makes one: `sinaesta`.
     pub apps: Vec<App>,
@@ -64,6 +67,28 @@ pub struct Server {
     pub drain: Span,
     /// Between `/readyz` turning 503 and the listener closing.
     pub drain_notice: Span,
+    /// Networks of the balancers and proxies in front, such as `["10.0.0.0/8", "127.0.0.1"]`. What
+    /// `Forwarded`, `X-Forwarded-For` and `X-Forwarded-Proto` say is believed from there only.
+    pub trusted_proxies: Networks,
+    /// Whether connections from `trusted_proxies` begin with a header of the PROXY protocol,
+    /// version 1 or 2. One without it is closed.
+    pub proxy_protocol: bool,
+    /// `Strict-Transport-Security` of answers to what came over https; `0s` for none.
+    pub hsts: Span,
+    /// TLS without a proxy in front.
+    pub tls: Tls,
+}
+
+/// A certificate of our own. Both files or neither.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// PEM: the certificate and those between it and a root. Read again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    /// PEM: its private key. Read again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
 }
 
 /// The listener for operators: metrics. Not for the public.
@@ -111,6 +136,12 @@ pub struct Limits {
     pub unsent_bytes: usize,
     /// A client that takes nothing of what waits for it for this long is closed.
     pub stalled: Span,
+    /// Connections of one address (IPv6: of one /64) that may be open without having authenticated.
+    /// Past it, some of them are closed; nobody is refused. In all, ten times as many.
+    pub unauthenticated: usize,
+    /// Connections of one address that may end without having authenticated. Past it, those that
+    /// follow have 5 s for that instead of 45 s.
+    pub failed_handshakes: RateText,
     /// Refused tokens that name one user; a connection that presents more is closed. A token that
     /// is good is never refused for it.
     pub failed_authentications: RateText,
@@ -143,6 +174,22 @@ pub struct Exam {
     /// made and kept in the database, where whoever can change journals can also read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub journal_key: Option<Secret>,
+}
+
+/// The school's own backend, for every path that is not served here.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Proxy {
+    /// Where it listens, such as `http://127.0.0.1:8080`. Without one, such paths are not found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub upstream: Option<Url>,
+    /// How long a connection to it may take, TLS included.
+    pub connect_timeout: Span,
+    /// How long it may take to begin its answer, once it has the request.
+    pub timeout: Span,
+    /// How long the rest of a request or an answer may make a pause.
+    pub idle: Span,
 }
 
 /// Logging, to standard error.
@@ -382,6 +429,10 @@ impl Default for Server {
             max_payload: 1_000_000,
             drain: Span::seconds(20),
             drain_notice: Span::seconds(1),
+            trusted_proxies: Networks::default(),
+            proxy_protocol: false,
+            hsts: Span::seconds(365 * 86_400),
+            tls: Tls::default(),
         }
     }
 }
@@ -419,6 +470,8 @@ impl Default for Limits {
             rates,
             unsent_bytes: 1_000_000,
             stalled: Span::seconds(20),
+            unauthenticated: 1_000,
+            failed_handshakes: RateText(Rate { count: 600, period: Duration::from_mins(1) }),
             failed_authentications: RateText(Rate::per_minute(30)),
         }
     }
@@ -439,6 +492,46 @@ impl Default for Leaderboard {
 impl Default for Exam {
     fn default() -> Self {
         Self { grace: Span::seconds(2), journal_key: None }
+    }
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            upstream: None,
+            connect_timeout: Span::seconds(5),
+            timeout: Span::seconds(60),
+            idle: Span::seconds(5 * 60),
+        }
+    }
+}
+
+impl Proxy {
+    fn validate(&self) -> anyhow::Result<()> {
+        if let Some(upstream) = &self.upstream {
+            ensure!(
+                matches!(upstream.scheme(), "http" | "https") && upstream.has_host(),
+                "proxy.upstream is an http or https URL"
+            );
+            ensure!(
+                upstream.username().is_empty() && upstream.password().is_none(),
+                "proxy.upstream has no place for credentials"
+            );
+            ensure!(
+                upstream.path() == "/"
+                    && upstream.query().is_none()
+                    && upstream.fragment().is_none(),
+                "proxy.upstream is a scheme, a host and a port: paths go on as they are"
+            );
+        }
+        for (key, span) in [
+            ("proxy.connect_timeout", self.connect_timeout),
+            ("proxy.timeout", self.timeout),
+            ("proxy.idle", self.idle),
+        ] {
+            ensure!(span.0 >= Duration::from_millis(100), "{key} must be at least 100 ms");
+        }
+        Ok(())
     }
 }
 
@@ -531,7 +624,71 @@ impl<'de> Deserialize<'de> for Span {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (days, rest) = (self.0.as_secs() / 86_400, self.0.as_secs() % 86_400);
+        if days >= 30 && rest == 0 {
+            // In months and years of their average length, nobody would recognise it.
+            return serializer.collect_str(&format_args!("{days}days"));
+        }
         serializer.collect_str(&humantime::format_duration(self.0))
+    }
+}
+
+/// Networks and single addresses: a list, or a text with commas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Networks(pub Vec<IpNet>);
+
+impl Networks {
+    pub fn contain(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+impl FromStr for Networks {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        text.split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(|part| match part.parse::<IpAddr>() {
+                Ok(address) => Ok(address.into()),
+                Err(_) => part.parse().with_context(|| format!("{part:?} is no network")),
+            })
+            .collect::<anyhow::Result<_>>()
+            .map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Networks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Given {
+            List(Vec<String>),
+            Text(String),
+        }
+        let text = match Given::deserialize(deserializer)? {
+            Given::List(list) => list.join(","),
+            Given::Text(text) => text,
+        };
+        text.parse().map_err(|error| D::Error::custom(format_args!("{error:#}")))
+    }
+}
+
+impl Serialize for Networks {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl JsonSchema for Networks {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Networks".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "array", "items": { "type": "string", "format": "ip-network" } })
     }
 }
 
@@ -659,6 +816,15 @@ impl Config {
             (1_024..=64 * 1024 * 1024).contains(&self.server.max_payload),
             "server.max_payload must be between 1 KiB and 64 MiB"
         );
+        ensure!(
+            self.server.tls.certificate.is_some() == self.server.tls.key.is_some(),
+            "server.tls.certificate and server.tls.key: both or neither"
+        );
+        ensure!(
+            !self.server.proxy_protocol || !self.server.trusted_proxies.0.is_empty(),
+            "server.proxy_protocol needs server.trusted_proxies: nobody else is believed"
+        );
+        self.proxy.validate()?;
         ensure!(self.auth.leeway.0 <= Duration::from_secs(30), "auth.leeway must be at most 30 s");
         ensure!(
             self.auth.expiry_grace.0 <= Duration::from_mins(10),
@@ -671,6 +837,10 @@ impl Config {
         ensure!(
             self.limits.unsent_bytes >= 64 * 1024,
             "limits.unsent_bytes must be at least 64 KiB"
+        );
+        ensure!(
+            self.limits.unauthenticated >= 10,
+            "limits.unauthenticated must be at least 10: clients need a moment to authenticate"
         );
         ensure!(self.exam.grace.0 <= Duration::from_mins(1), "exam.grace must be at most 60 s");
         ensure!(
@@ -995,6 +1165,9 @@ mod tests {
             ("CARILLON_SERVER__PING_INTERVAL", "300ms"),
             ("CARILLON_LIMITS__RATES__MESSAGE", "10000/1m"),
             ("CARILLON_CHAT__OPEN_ROOMS", "false"),
+            ("CARILLON_SERVER__TRUSTED_PROXIES", "10.0.0.0/8, 127.0.0.1"),
+            ("CARILLON_SERVER__TLS__CERTIFICATE", "cert.pem"),
+            ("CARILLON_SERVER__TLS__KEY", "key.pem"),
             ("CARILLON_SERVICE_HOST", "injected by the platform"),
         ])
         .unwrap();
@@ -1003,6 +1176,11 @@ mod tests {
         assert_eq!(config.rate(Class::Message).count, 10_000);
         assert_eq!(config.rate(Class::Typing), Class::Typing.default_rate());
         assert!(!config.chat.open_rooms);
+        assert!(config.server.trusted_proxies.contain([10, 1, 2, 3].into()));
+        assert!(!config.server.trusted_proxies.contain([127, 0, 0, 2].into()));
+        let shown = toml::to_string(&config).unwrap();
+        assert!(shown.contains("trusted_proxies = [\"10.0.0.0/8\", \"127.0.0.1/32\"]"), "{shown}");
+        assert!(shown.contains("hsts = \"365days\"") && shown.contains("key.pem"), "{shown}");
         assert_eq!(config.warnings.len(), 1);
     }
 
@@ -1016,6 +1194,19 @@ mod tests {
             (vec![SECRET, ("CARILLON_SERVER__COLOUR", "red")], "colour"),
             (vec![SECRET, ("CARILLON_LIMITS__RATES__SHOUT", "1/1s")], "shout"),
             (vec![SECRET, ("CARILLON_AUTH__LEEWAY", "2min")], "auth.leeway"),
+            (
+                vec![SECRET, ("CARILLON_SERVER__TRUSTED_PROXIES", "[\"10.0.0.0/99\"]")],
+                "10.0.0.0/99",
+            ),
+            (vec![SECRET, ("CARILLON_SERVER__PROXY_PROTOCOL", "true")], "server.trusted_proxies"),
+            (vec![SECRET, ("CARILLON_PROXY__UPSTREAM", "backend:8080")], "proxy.upstream"),
+            (vec![SECRET, ("CARILLON_PROXY__UPSTREAM", "nonsense")], "upstream"),
+            (vec![SECRET, ("CARILLON_PROXY__UPSTREAM", "http://u:p@b.example")], "proxy.upstream"),
+            (vec![SECRET, ("CARILLON_PROXY__UPSTREAM", "http://b.example/api")], "proxy.upstream"),
+            (vec![SECRET, ("CARILLON_PROXY__IDLE", "0s")], "proxy.idle"),
+            (vec![SECRET, ("CARILLON_LIMITS__UNAUTHENTICATED", "0")], "limits.unauthenticated"),
+            (vec![SECRET, ("CARILLON_LIMITS__FAILED_HANDSHAKES", "0/1m")], "failed_handshakes"),
+            (vec![SECRET, ("CARILLON_SERVER__TLS__KEY", "key.pem")], "server.tls.certificate"),
             (
                 vec![SECRET, ("CARILLON_LEADERBOARD__TIME_ZONE", "Mars/Olympus")],
                 "leaderboard.time_zone",

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -12,12 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use carillon_domain::contract::Rate;
 use carillon_redis_adapter::{Broadcast, Tap};
 use futures_util::task::AtomicWaker;
 use socketioxide::socket::Sid;
 use tokio::sync::Notify;
 
-use crate::{http::origin::OriginId, inbox::Inbox, metrics::Metrics};
+use crate::{
+    http::origin::OriginId,
+    inbox::Inbox,
+    metrics::Metrics,
+    strangers::{Overrun, Stranger, Strangers},
+};
 
 /// Slots of a connection's outbound queue in the engine. Never the limit, because what does not
 /// fit would be dropped silently: bytes and messages that wait are counted here.
@@ -51,6 +58,8 @@ pub enum Closing {
     Draining,
     /// What it missed could not be read.
     Gap,
+    /// It has not said whose it is, and there are too many like it.
+    Unauthenticated,
 }
 
 impl Closing {
@@ -62,6 +71,7 @@ impl Closing {
             Self::Unavailable => "unavailable",
             Self::Draining => "draining",
             Self::Gap => "gap",
+            Self::Unauthenticated => "unauthenticated",
         }
     }
 }
@@ -78,6 +88,8 @@ pub struct Connection {
     pub writer: AtomicWaker,
     pub resumed: Notify,
     sid: OnceLock<Sid>,
+    /// Its place among those who have not authenticated, until it has.
+    stranger: Mutex<Option<Box<Stranger>>>,
     began_by_polling: bool,
     /// `WebSockets` under it: one, or two while a second one is being turned away.
     streams: AtomicUsize,
@@ -122,9 +134,10 @@ impl Connection {
         Self { origin, ..self }
     }
 
-    /// A socket of it was let in.
+    /// A socket of it has proved whose it is, and was let in.
     pub fn enter(&self) {
         self.has_entered.store(true, Ordering::Relaxed);
+        self.excuse();
     }
 
     /// Nobody was let in by it, and it is closed within a second.
@@ -135,6 +148,22 @@ impl Connection {
 
     pub fn sid(&self) -> Option<Sid> {
         self.sid.get().copied()
+    }
+
+    fn stranger(&self) -> Option<Box<Stranger>> {
+        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// It is not, or no more, to be counted among those who have proved nothing.
+    pub fn excuse(&self) {
+        if let Some(stranger) = self.stranger() {
+            stranger.becomes_known();
+        }
+    }
+
+    /// It is over, though the engine may hold on to it for a while.
+    pub fn ended(&self) {
+        drop(self.stranger());
     }
 
     /// Whether there is no WebSocket under it (yet).
@@ -310,6 +339,7 @@ pub struct Connections {
     by_sid: RwLock<HashMap<Sid, Arc<Connection>>>,
     limits: Limits,
     metrics: Arc<Metrics>,
+    strangers: Arc<Strangers>,
     /// Rung when a session was killed that may be polling: only a request can end it.
     pub killed_polling: Notify,
 }
@@ -323,12 +353,43 @@ pub struct Limits {
     pub paused: Duration,
     /// A polling session that has not been heard of for so long is gone from the engine.
     pub silent: Duration,
+    /// Of one address, without having authenticated: open, and ended.
+    pub unauthenticated: usize,
+    pub failed_handshakes: Rate,
 }
 
 impl Connections {
     pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
         let killed_polling = Notify::new();
-        Arc::new(Self { by_sid: RwLock::default(), limits, metrics, killed_polling })
+        let strangers = Strangers::new(limits.unauthenticated, limits.failed_handshakes);
+        Arc::new(Self { by_sid: RwLock::default(), limits, metrics, strangers, killed_polling })
+    }
+
+    /// A connection of a client at that address, who has yet to prove who it is.
+    pub async fn begin(
+        &self,
+        ip: IpAddr,
+        connection: Connection,
+    ) -> Result<Arc<Connection>, Overrun> {
+        self.strangers.turn(ip).await?;
+        let connection = Arc::new(connection);
+        let (stranger, too_many) = self.strangers.add(ip, &connection);
+        *connection.stranger.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Box::new(stranger));
+        for one in too_many {
+            self.kill(&one, Closing::Unauthenticated);
+        }
+        Ok(connection)
+    }
+
+    /// Those who have not authenticated.
+    pub fn unauthenticated(&self) -> usize {
+        self.strangers.len()
+    }
+
+    /// Forgets addresses of which nothing is open or remembered.
+    pub fn forget(&self) {
+        self.strangers.forget();
     }
 
     pub fn get(&self, sid: Sid) -> Option<Arc<Connection>> {
@@ -349,7 +410,10 @@ impl Connections {
     }
 
     pub fn remove(&self, sid: Sid) {
-        self.by_sid.write().unwrap_or_else(PoisonError::into_inner).remove(&sid);
+        let removed = self.by_sid.write().unwrap_or_else(PoisonError::into_inner).remove(&sid);
+        if let Some(connection) = removed {
+            connection.ended();
+        }
     }
 
     /// The longest that a link may have been broken when that is noticed.
@@ -371,7 +435,7 @@ impl Connections {
             return;
         }
         self.metrics.closed(why);
-        if why != Closing::Draining {
+        if !matches!(why, Closing::Draining | Closing::Unauthenticated) {
             tracing::info!(reason = why.as_str(), "closing a connection");
         }
         connection.reader.wake();
@@ -391,6 +455,9 @@ impl Connections {
 
     /// Closes those that have had enough; called every second.
     pub fn sweep(&self) {
+        for late in self.strangers.late() {
+            self.kill(&late, Closing::Unauthenticated);
+        }
         let now = now_ms();
         let longer = |since: &AtomicU64, limit: Duration| {
             let since = since.load(Ordering::Relaxed);

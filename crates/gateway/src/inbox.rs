@@ -20,19 +20,22 @@ use carillon_domain::{
     credential::AuthRefresh,
     dispatch::{dispatch, reject},
 };
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesOrdered};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use socketioxide::{extract::AckSender, socket::DisconnectReason};
 use tracing::Instrument as _;
 
 use crate::{
+    connection::Connection,
     gateway::Gateway,
     socketio::{Adapter, Seat},
 };
 
 /// Commands waiting, and their bytes; from here on the connection is not read.
 const FULL: Load = Load { items: 64, bytes: 256 * 1024 };
+/// Commands of one connection that run before the first of them is committed.
+const OVERLAPPING: usize = 16;
 /// Reading goes on below this.
 const LOW: Load = Load { items: 16, bytes: 64 * 1024 };
 /// Every command is answered within this; counted from its receipt.
@@ -107,6 +110,15 @@ pub struct Asked {
     pub received_at: Timestamp,
 }
 
+impl Asked {
+    fn overlaps(&self) -> bool {
+        // No name of ours holds anything that is escaped: what is, runs by itself.
+        let name = self.text.strip_prefix("[\"").and_then(|rest| rest.split('"').next());
+        let route = name.and_then(|name| find_command(self.seat.path, name));
+        route.is_some_and(|route| route.policy.overlaps) && self.seat.has_arrived()
+    }
+}
+
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -114,6 +126,18 @@ impl Inbox {
 
     fn is_full(&self) -> bool {
         self.lock().reaches(FULL)
+    }
+
+    /// As [`Self::next`], for a command that may run beside those before it.
+    fn next_overlapping(&self) -> Option<(Asked, bool)> {
+        let mut state = self.lock();
+        let Some(Item::Asked(asked)) = state.queue.front() else { return None };
+        if !asked.overlaps() {
+            return None;
+        }
+        let Some(Item::Asked(asked)) = state.queue.pop_front() else { return None };
+        state.bytes -= asked.text.len();
+        Some((*asked, !state.reaches(LOW)))
     }
 
     /// The next item, and whether there is room again; ends the drain when there is none.
@@ -159,17 +183,40 @@ pub fn push(gateway: &Arc<Gateway>, seat: &Arc<Seat>, item: Item) {
         drop(state);
         let (gateway, connection) = (gateway.clone(), connection.clone());
         let tasks = gateway.tasks.clone();
-        tasks.spawn(async move {
-            while let Some((item, has_room)) = connection.inbox.next() {
-                if has_room {
-                    connection.resume();
-                }
-                // What panics ends neither the connection nor the process.
-                if AssertUnwindSafe(handle(&gateway, item)).catch_unwind().await.is_err() {
-                    tracing::error!("the inbox of a connection panicked");
-                }
+        tasks.spawn(async move { drain(&gateway, &connection).await });
+    }
+}
+
+/// Handles everything that waits, in order. Commands that say so may follow each other into the
+/// lane before the first is committed: a burst of messages shares a commit. They are answered in
+/// order all the same.
+async fn drain(gateway: &Arc<Gateway>, connection: &Connection) {
+    let mut running = FuturesOrdered::new();
+    loop {
+        while running.len() < OVERLAPPING
+            && let Some((asked, has_room)) = connection.inbox.next_overlapping()
+        {
+            if has_room {
+                connection.resume();
             }
-        });
+            running.push_back(perform(gateway, asked));
+        }
+        if let Some(performed) = running.next().await {
+            guarded(finish(gateway, performed)).await;
+            continue;
+        }
+        let Some((item, has_room)) = connection.inbox.next() else { return };
+        if has_room {
+            connection.resume();
+        }
+        guarded(handle(gateway, item)).await;
+    }
+}
+
+/// What panics ends neither the connection nor the process.
+async fn guarded(work: impl Future<Output = ()>) {
+    if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+        tracing::error!("the inbox of a connection panicked");
     }
 }
 
@@ -196,18 +243,30 @@ async fn handle(gateway: &Arc<Gateway>, item: Item) {
         Item::Left(seat, reason) => seat.leave(gateway, reason).await,
         Item::Asked(asked) => {
             asked.seat.arrive(gateway).await;
-            answer(gateway, *asked).await;
+            let performed = perform(gateway, *asked).await;
+            finish(gateway, performed).await;
         }
     }
 }
 
-async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
+/// A command that has been run and not yet been answered.
+struct Performed {
+    seat: Arc<Seat>,
+    route: Option<&'static Route>,
+    ack: Option<AckSender<Adapter>>,
+    received: Instant,
+    result: Result<Done, Refusal>,
+    span: tracing::Span,
+}
+
+/// Runs a command; what panics is an answer, too.
+async fn perform(gateway: &Arc<Gateway>, asked: Asked) -> Option<Performed> {
     let Asked { seat, text, has_attachments, ack, received, received_at } = asked;
     let (name, payload) = match parse(&text) {
         Ok((name, payload)) if !has_attachments => (name, payload),
         Ok((name, _)) => (name, Err(Refusal::Invalid("no binary attachments".into()))),
         // The engine has read the array before, so this is a name that is not text.
-        Err(_) => return,
+        Err(_) => return None,
     };
     let route = find_command(seat.path, &name);
     let label = route.map_or("unknown", |route| route.name);
@@ -219,7 +278,7 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
         conn.id = %seat.caller.connection,
     );
     let work = async {
-        let result = match (route, payload) {
+        match (route, payload) {
             (Some(route), Ok(payload)) => {
                 let again = route.enters.and_then(|enters| enters(payload));
                 let again =
@@ -235,7 +294,19 @@ async fn answer(gateway: &Arc<Gateway>, asked: Asked) {
             }
             (Some(_), Err(refusal)) => Err(reject(&gateway.domain, &seat.caller, refusal)),
             (None, _) => Err(reject(&gateway.domain, &seat.caller, Refusal::UnknownEvent)),
-        };
+        }
+    };
+    let work = AssertUnwindSafe(work).catch_unwind().instrument(span.clone());
+    let panicked = |_| Err(Refusal::internal("the command panicked"));
+    let result = work.await.unwrap_or_else(panicked);
+    Some(Performed { seat, route, ack, received, result, span })
+}
+
+/// Delivers what a command has done, and answers it.
+async fn finish(gateway: &Arc<Gateway>, performed: Option<Performed>) {
+    let Some(Performed { seat, route, ack, received, result, span }) = performed else { return };
+    let label = route.map_or("unknown", |route| route.name);
+    let work = async {
         let code = result.as_ref().err().map(Refusal::code);
         match result {
             Ok(done) => {
@@ -290,11 +361,7 @@ async fn run(
         _ => PATIENCE,
     };
     let left = patience.saturating_sub(received.elapsed());
-    match tokio::time::timeout(left, AssertUnwindSafe(work).catch_unwind()).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err(Refusal::internal("the command panicked")),
-        Err(_) => Err(Refusal::Unavailable(None)),
-    }
+    tokio::time::timeout(left, work).await.unwrap_or(Err(Refusal::Unavailable(None)))
 }
 
 #[derive(serde::Deserialize)]

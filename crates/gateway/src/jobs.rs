@@ -17,7 +17,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    edge::Edge,
+    edge::{Edge, tls::Certificates},
     gateway::Gateway,
     inbox::{self, Item},
     limits::Limiter,
@@ -60,6 +60,7 @@ pub async fn run(
     gateway: Arc<Gateway>,
     limiter: Arc<Limiter>,
     edge: Edge,
+    certificates: Option<Arc<Certificates>>,
     stop: CancellationToken,
 ) {
     let jobs = async {
@@ -77,6 +78,7 @@ pub async fn run(
             forget(&gateway, &limiter),
             close(&gateway, edge),
             boards(&gateway),
+            follow(certificates),
             gateway.authenticator.keep_keys_fresh(),
         )
     };
@@ -195,6 +197,7 @@ async fn sweep(gateway: &Gateway) {
         gateway.connections.sweep();
         let (users, sockets) = gateway.domain.presence.counts();
         gateway.metrics.present(gateway.connections.len(), sockets, users);
+        gateway.metrics.unauthenticated(gateway.connections.unauthenticated());
     }
 }
 
@@ -269,6 +272,7 @@ async fn forget(gateway: &Gateway, limiter: &Limiter) {
     loop {
         ticks.tick().await;
         limiter.forget();
+        gateway.connections.forget();
         let before = Timestamp(gateway.domain.clock.now().0 - kept_ms);
         // What is not deleted now is deleted in a minute.
         while let Ok(deleted) = forget_replies(gateway, before).await
@@ -319,6 +323,13 @@ async fn boards(gateway: &Gateway) {
         ticks.tick().await;
         let result = gateway.fanout.boards.tick(&gateway.domain, &gateway.fanout).await;
         was_away = report("showing leaderboards", result, was_away);
+    }
+}
+
+/// A renewed certificate is in force without a restart.
+async fn follow(certificates: Option<Arc<Certificates>>) {
+    if let Some(certificates) = certificates {
+        certificates.follow().await;
     }
 }
 

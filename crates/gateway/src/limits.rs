@@ -2,7 +2,11 @@
 
 use std::{collections::HashMap, num::NonZeroU32, time::Duration};
 
-use carillon_domain::{Caller, TenantId, UserId, contract::Class, ports::Admission};
+use carillon_domain::{
+    Caller, TenantId, UserId,
+    contract::{Class, Rate},
+    ports::Admission,
+};
 use governor::{
     Quota, RateLimiter,
     clock::{Clock as _, DefaultClock},
@@ -14,6 +18,15 @@ use crate::config::Config;
 type Key = (TenantId, UserId);
 type Buckets = RateLimiter<Key, DefaultKeyedStateStore<Key>, DefaultClock>;
 
+/// A rate as a bucket: full at first, and full again after a period.
+pub fn quota(rate: Rate) -> Quota {
+    let count = NonZeroU32::new(rate.count).unwrap_or(NonZeroU32::MIN);
+    let replenish = rate.period / count.get();
+    Quota::with_period(replenish.max(Duration::from_nanos(1)))
+        .unwrap_or(Quota::per_second(count))
+        .allow_burst(count)
+}
+
 /// The buckets of this node.
 pub struct Limiter {
     clock: DefaultClock,
@@ -22,15 +35,7 @@ pub struct Limiter {
 
 impl Limiter {
     pub fn new(config: &Config) -> Self {
-        let buckets = |class| {
-            let rate = config.rate(class);
-            let count = NonZeroU32::new(rate.count).unwrap_or(NonZeroU32::MIN);
-            let replenish = rate.period / count.get();
-            let quota = Quota::with_period(replenish.max(Duration::from_nanos(1)))
-                .unwrap_or(Quota::per_second(count))
-                .allow_burst(count);
-            RateLimiter::keyed(quota)
-        };
+        let buckets = |class| RateLimiter::keyed(quota(config.rate(class)));
         Self {
             clock: DefaultClock::default(),
             classes: Class::ALL.iter().map(|class| (*class, buckets(*class))).collect(),

@@ -19,8 +19,10 @@ mod jobs;
 mod limits;
 mod log;
 mod metrics;
+mod proxy;
 mod shutdown;
 mod socketio;
+mod strangers;
 mod token;
 mod verify;
 

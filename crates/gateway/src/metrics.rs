@@ -24,6 +24,11 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
 /// Buckets from half a millisecond to the 5 s within which everything is answered.
 const SECONDS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -36,12 +41,14 @@ pub struct Metrics {
     command_seconds: Histogram,
     closed: Family<ReasonLabels, Counter>,
     denied: Family<ReasonLabels, Counter>,
+    proxied: Family<OutcomeLabels, Counter>,
     broadcasts: Counter,
     broadcast_bytes: Counter,
     repaired: Counter,
     finished: Counter,
     set_aside: Counter,
     connections: Gauge,
+    unauthenticated: Gauge,
     sockets: Gauge,
     users: Gauge,
 }
@@ -56,12 +63,14 @@ impl Default for Metrics {
             command_seconds,
             closed: Family::default(),
             denied: Family::default(),
+            proxied: Family::default(),
             broadcasts: Counter::default(),
             broadcast_bytes: Counter::default(),
             repaired: Counter::default(),
             finished: Counter::default(),
             set_aside: Counter::default(),
             connections: Gauge::default(),
+            unauthenticated: Gauge::default(),
             sockets: Gauge::default(),
             users: Gauge::default(),
             registry: Registry::default(),
@@ -75,6 +84,11 @@ impl Default for Metrics {
         );
         registry.register("closed", "Connections ended by the server", metrics.closed.clone());
         registry.register("denied", "Connects refused", metrics.denied.clone());
+        registry.register(
+            "proxied",
+            "Requests passed to the school's backend, and what became of them",
+            metrics.proxied.clone(),
+        );
         metrics.auth.register(&mut registry);
         registry.register("broadcasts", "Events sent to rooms", metrics.broadcasts.clone());
         registry.register_with_unit(
@@ -99,6 +113,11 @@ impl Default for Metrics {
             metrics.set_aside.clone(),
         );
         registry.register("connections", "Engine connections", metrics.connections.clone());
+        registry.register(
+            "unauthenticated",
+            "Connections that have not authenticated",
+            metrics.unauthenticated.clone(),
+        );
         registry.register("sockets", "Sockets in namespaces", metrics.sockets.clone());
         registry.register("users", "Users with a socket", metrics.users.clone());
         Self { registry, ..metrics }
@@ -129,6 +148,11 @@ impl Metrics {
         self.denied.get_or_create(&ReasonLabels { reason }).inc();
     }
 
+    /// A request was passed on, or not.
+    pub fn proxied(&self, outcome: &'static str) {
+        self.proxied.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
     /// An event went out to a room.
     pub fn broadcast(&self, bytes: usize) {
         self.broadcasts.inc();
@@ -156,6 +180,11 @@ impl Metrics {
         count(&self.connections, connections);
         count(&self.sockets, sockets);
         count(&self.users, users);
+    }
+
+    /// Who has not authenticated yet.
+    pub fn unauthenticated(&self, number: usize) {
+        self.unauthenticated.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// The text format of Prometheus.

@@ -28,7 +28,7 @@ use socketioxide::{
 };
 
 use crate::{
-    auth::{Denial, Denied, Presented, Reason},
+    auth::{Denied, Presented, Reason},
     config::Expiry,
     connection::{Closing, Connection},
     fanout::{tenant_room, user_room},
@@ -41,8 +41,6 @@ pub type Adapter = NodeAdapter<Emitter>;
 /// The adapters of this node.
 pub type NodeHub = Hub<Emitter>;
 
-/// Who has proved to be nobody, in the audit log; no user's id begins with a space.
-const STRANGER: &str = " stranger";
 /// What a lost socket leaves behind is written by then.
 const PASSED_ON: Duration = Duration::from_millis(500);
 
@@ -100,6 +98,11 @@ impl Seat {
     pub fn current(&self) -> Arc<Caller> {
         let renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
         renewed.as_ref().unwrap_or(&self.caller).clone()
+    }
+
+    /// Whether the others have been told, or are being told.
+    pub fn has_arrived(&self) -> bool {
+        self.has_arrived.load(Ordering::Acquire)
     }
 
     /// Tells the others, once, before anything else of this socket is handled.
@@ -231,10 +234,15 @@ async fn connect(
     let presented = Presented { token, origin: connection.origin };
     let identity = match gateway.authenticator.authenticate(&gateway.domain, presented).await {
         Ok(identity) => identity,
-        Err(denial) => return Err(deny(gateway, &connection, token, denial)),
+        Err(denied) => {
+            deny(gateway, &connection, token, &denied);
+            return Err(denied);
+        }
     };
     if let Err(refusal) = gateway.fanout.begin(&identity.tenant).await {
-        return Err(deny(gateway, &connection, token, Denied::Away(refusal).into()));
+        let denied = Denied::Away(refusal);
+        deny(gateway, &connection, token, &denied);
+        return Err(denied);
     }
     connection.enter();
     let caller = Caller {
@@ -283,39 +291,46 @@ async fn connect(
     Ok(())
 }
 
-/// Counts, notes and, for what passes by itself, closes; returns what the client is told.
-fn deny(
-    gateway: &Gateway,
-    connection: &Connection,
-    token: Option<&str>,
-    Denial { why, tenant }: Denial,
-) -> Denied {
-    gateway.metrics.denied(why.as_str());
-    match &why {
+fn deny(gateway: &Gateway, connection: &Connection, token: Option<&str>, denied: &Denied) {
+    gateway.metrics.denied(denied.as_str());
+    match denied {
         Denied::Away(refusal) => {
+            // Nobody's failure that a limit should count.
+            connection.excuse();
             tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
             gateway.connections.kill(connection, Closing::Unavailable);
         }
         // That its source is away is told once, by who asks it.
-        Denied::KeysAway => gateway.connections.kill(connection, Closing::Unavailable),
+        Denied::KeysAway => {
+            connection.excuse();
+            gateway.connections.kill(connection, Closing::Unavailable);
+        }
         Denied::NoToken | Denied::InvalidToken(_) | Denied::UserNotFound | Denied::Suspended => {
-            let claimed = gateway.authenticator.claimed_user(token.unwrap_or_default());
-            if gateway.authenticator.is_one_too_many(&claimed) {
+            let token = token.unwrap_or_default();
+            if gateway.authenticator.is_one_too_many(token) {
                 connection.condemn();
             }
-            if let Some(reason) = why.reason() {
-                let kind = Kind {
-                    tenant: tenant.unwrap_or_else(|| gateway.default_tenant.clone()),
-                    actor: STRANGER.into(),
-                    action: "auth.refused",
-                    subject: claimed,
-                    reason,
-                };
-                gateway.domain.refusals.note(kind, gateway.domain.clock.now());
-            }
+            note(gateway, token, denied);
         }
     }
-    why
+}
+
+/// A token that let nobody in is in the audit log: of the user whom it proves, or else as one that
+/// only names somebody.
+fn note(gateway: &Gateway, token: &str, denied: &Denied) {
+    let (tenant, actor, subject) = match gateway.authenticator.bearer(token) {
+        Some((tenant, user)) => (tenant, user.clone(), user),
+        None => {
+            let claimed = gateway.authenticator.claimed_user(token).unwrap_or_default();
+            (gateway.default_tenant.clone(), " unverified".into(), claimed)
+        }
+    };
+    let reason = match denied {
+        Denied::InvalidToken(reason) => reason.as_str(),
+        denied => denied.as_str(),
+    };
+    let kind = Kind { tenant, actor, action: "auth.refused", subject, reason };
+    gateway.domain.refusals.note(kind, gateway.domain.clock.now());
 }
 
 /// 20 characters of 6 random bits each, as Node's.

@@ -52,7 +52,8 @@ impl Command for SendMessage {
     const NAME: &'static str = "send-message";
     const POLICY: Policy =
         Policy::new(Class::Message, "Room ID and message are required", "Failed to send message")
-            .max_bytes(50 * 1024);
+            .max_bytes(50 * 1024)
+            .overlapping();
     fn room(&self) -> Option<&RoomId> {
         Some(&self.room_id)
     }

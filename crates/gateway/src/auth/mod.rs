@@ -25,7 +25,6 @@ use carillon_domain::{
     contract::Scope,
     credential::{Bearer, MAX_TOKEN, Token},
     identity::{Claims, Issue, User, UserStatus},
-    ids::MAX_ID_CHARS,
     ports::{Clock, Credentials},
     presence::NOTED_WINDOW,
 };
@@ -71,22 +70,8 @@ pub enum Denied {
     KeysAway,
 }
 
-/// A refusal, and whose it is.
-#[derive(Debug)]
-pub struct Denial {
-    pub why: Denied,
-    /// The tenant of the app that has signed the token.
-    pub tenant: Option<TenantId>,
-}
-
-impl From<Denied> for Denial {
-    fn from(why: Denied) -> Self {
-        Self { why, tenant: None }
-    }
-}
-
 impl Denied {
-    /// In one word, for metrics.
+    /// As metrics and the audit log name it.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
@@ -95,15 +80,6 @@ impl Denied {
             Self::Suspended => "suspended",
             Self::Away(_) => "unavailable",
             Self::KeysAway => "keys_unavailable",
-        }
-    }
-
-    /// What an operator wants to know of it; `None` where no credential was refused.
-    pub const fn reason(&self) -> Option<&'static str> {
-        match self {
-            Self::InvalidToken(reason) => Some(reason.as_str()),
-            Self::UserNotFound | Self::Suspended => Some(self.as_str()),
-            Self::NoToken | Self::Away(_) | Self::KeysAway => None,
         }
     }
 }
@@ -219,24 +195,38 @@ impl Authenticator {
         &self,
         domain: &Domain,
         presented: Presented<'_>,
-    ) -> Result<Identity, Denial> {
+    ) -> Result<Identity, Denied> {
         self.admit(domain, presented, Lapsed::MayReturn).await
     }
 
-    /// Counts a refused token under the user it names; true when there were too many. Good tokens
-    /// never come here.
-    pub fn is_one_too_many(&self, user: &str) -> bool {
-        self.failures.count(user)
+    /// Counts a refused token under the user it claims to be; true when there were too many. Good
+    /// tokens never come here.
+    pub fn is_one_too_many(&self, token: &str) -> bool {
+        let user = self.claimed_user(token);
+        self.failures.count(user.as_deref().unwrap_or_default())
     }
 
-    /// Whom a token names, which proves nothing; empty where it cannot be read.
-    pub fn claimed_user(&self, token: &str) -> String {
+    /// Whom a token names, which proves nothing; no longer than an id.
+    pub fn claimed_user(&self, token: &str) -> Option<String> {
         let claims: Map<String, Value> = match token.len() {
-            0..=MAX_TOKEN => insecure_decode_claims(token).unwrap_or_default(),
-            _ => Map::new(),
+            0..=MAX_TOKEN => insecure_decode_claims(token).ok()?,
+            _ => return None,
         };
-        let user = self.apps.iter().find_map(|app| app.claimed_user(&claims)).unwrap_or_default();
-        user.chars().filter(|c| !c.is_control()).take(MAX_ID_CHARS).collect()
+        let user = self.apps.iter().find_map(|app| app.claimed_user(&claims))?;
+        Some(user.chars().filter(|char| !char.is_control()).take(128).collect())
+    }
+
+    /// Whose token it is, when a key of ours has signed it; whether it counts is another question.
+    pub fn bearer(&self, token: &str) -> Option<(TenantId, String)> {
+        let generation = self.generation.load(Ordering::Acquire);
+        if token.len() > MAX_TOKEN || self.failures.knows(Fingerprint::of(token), generation) {
+            return None;
+        }
+        let token = Unverified::read(token, None)?;
+        self.apps.iter().find_map(|app| {
+            let claims = app.verify(token.token, token.algorithm, token.kid.as_deref())?;
+            Some((app.tenant.clone(), app.claimed_user(&claims)?))
+        })
     }
 
     async fn admit(
@@ -244,9 +234,9 @@ impl Authenticator {
         domain: &Domain,
         presented: Presented<'_>,
         lapsed: Lapsed,
-    ) -> Result<Identity, Denial> {
+    ) -> Result<Identity, Denied> {
         let result = self.judge(domain, presented, lapsed).await;
-        if let Err(Denial { why: Denied::InvalidToken(reason), .. }) = &result {
+        if let Err(Denied::InvalidToken(reason)) = &result {
             self.metrics.invalid(*reason);
         }
         result
@@ -257,23 +247,10 @@ impl Authenticator {
         domain: &Domain,
         presented: Presented<'_>,
         lapsed: Lapsed,
-    ) -> Result<Identity, Denial> {
+    ) -> Result<Identity, Denied> {
         let token = presented.token.filter(|token| !token.is_empty()).ok_or(Denied::NoToken)?;
         let now = domain.clock.now();
-        let verified = self.recognise(token, presented.origin, now).await?;
-        let tenant = verified.app.tenant.clone();
-        let result = self.let_in(domain, verified, lapsed, now).await;
-        result.map_err(|why| Denial { why, tenant: Some(tenant) })
-    }
-
-    /// Whether the bearer of a verified token may come in.
-    async fn let_in(
-        &self,
-        domain: &Domain,
-        Verified { app, said }: Verified<'_>,
-        lapsed: Lapsed,
-        now: Timestamp,
-    ) -> Result<Identity, Denied> {
+        let Verified { app, said } = self.recognise(token, presented.origin, now).await?;
         let Said { claims, expires_at, has_expired } = said;
         if has_expired {
             let may_return = lapsed == Lapsed::MayReturn
@@ -407,8 +384,7 @@ impl Credentials for Authenticator {
     /// A token shown while connected is a newer one: one that has expired proves nothing.
     async fn verify(&self, app: &Domain, token: &Token) -> Result<Bearer, Refusal> {
         let presented = Presented { token: Some(token.expose()), origin: None };
-        let admitted = self.admit(app, presented, Lapsed::Refused).await;
-        match admitted.map_err(|denial| denial.why) {
+        match self.admit(app, presented, Lapsed::Refused).await {
             Ok(Identity { app, tenant, user, issue, expires_at, .. }) => {
                 Ok(Bearer { app, tenant, user, issue, expires_at })
             }

@@ -4,21 +4,26 @@
 //! handshake would otherwise be kept for as long as the connection lives.
 
 pub mod accept;
+pub mod address;
 mod polling;
+mod proxy_protocol;
 mod stream;
+pub mod tls;
 
 use std::sync::Arc;
 
 use axum::{
     body::Body,
-    http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts},
+    http::{HeaderMap, Method, Request, Response, StatusCode, header, request},
     response::IntoResponse as _,
 };
 use bytes::Bytes;
 use engineioxide::service::NotFoundService;
+use hyper::upgrade::Parts;
 use hyper_util::rt::TokioIo;
 use socketioxide::{service::SocketIoService, socket::Sid};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 use tower::Service as _;
 use tungstenite::handshake::derive_accept_key;
@@ -28,6 +33,7 @@ use crate::{
     connection::{Connection, Connections},
     http::origin::Origins,
     socketio::Adapter,
+    strangers::Overrun,
 };
 
 type Engine = SocketIoService<NotFoundService, Adapter>;
@@ -51,6 +57,13 @@ enum EngineError {
     BadRequest,
     Forbidden,
     UnsupportedProtocol,
+    Overrun,
+}
+
+impl From<Overrun> for EngineError {
+    fn from(_: Overrun) -> Self {
+        Self::Overrun
+    }
 }
 
 impl EngineError {
@@ -63,6 +76,11 @@ impl EngineError {
             Self::Forbidden => (StatusCode::FORBIDDEN, 4, "Forbidden"),
             Self::UnsupportedProtocol => {
                 (StatusCode::BAD_REQUEST, 5, "Unsupported protocol version")
+            }
+            Self::Overrun => {
+                let wait = [(header::RETRY_AFTER, "5")];
+                return (StatusCode::TOO_MANY_REQUESTS, wait, "Too many handshakes")
+                    .into_response();
             }
         };
         (status, axum::Json(serde_json::json!({ "code": code, "message": message })))
@@ -133,12 +151,12 @@ impl Edge {
             None => None,
         };
         match query.transport {
-            "websocket" => self.websocket(request, connection),
+            "websocket" => self.websocket(request, connection).await,
             _ => self.polling(request, connection).await,
         }
     }
 
-    fn websocket(
+    async fn websocket(
         self,
         mut request: Request<Body>,
         connection: Option<Arc<Connection>>,
@@ -149,21 +167,41 @@ impl Edge {
             .filter(|_| request.method() == Method::GET)
             .cloned()
             .ok_or(EngineError::BadRequest)?;
-        let connection = connection.unwrap_or_else(|| {
+        let ip = address::client(request.extensions());
+        let connection = if let Some(connection) = connection {
+            connection
+        } else {
             let origin = self.origins.id(request.headers());
-            Arc::new(Connection::new(bearer(request.headers()), false).on_page(origin))
-        });
+            let connection = Connection::new(bearer(request.headers()), false).on_page(origin);
+            self.connections.begin(ip, connection).await?
+        };
         let upgrade = hyper::upgrade::on(&mut request);
         let minimal = minimal(&request.into_parts().0, &connection, ());
         let Self { mut engine, connections, tasks, .. } = self;
         // Ends with the upgrade: the engine runs the connection in tasks of its own.
         tasks.spawn(async move {
             let Ok(upgraded) = upgrade.await else { return };
-            let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
-            let stream =
-                Stream::new(parts.io.into_inner(), parts.read_buf, connection, connections);
-            // The query was checked above, so the engine takes it.
-            let _ = engine.call((stream, minimal)).await;
+            // Each in its own type: a plain connection is not to pay for the other's buffers. The
+            // query was checked above, so the engine takes both.
+            match upgraded.downcast::<TokioIo<TcpStream>>() {
+                Ok(Parts { io, read_buf, .. }) => {
+                    let stream = io.into_inner();
+                    accept::tune(&stream, accept::USER_TIMEOUT);
+                    let stream = Stream::new(stream, read_buf, connection, connections);
+                    let _ = engine.call((stream, minimal)).await;
+                }
+                Err(upgraded) => {
+                    let Ok(Parts { io, read_buf, .. }) =
+                        upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>()
+                    else {
+                        return;
+                    };
+                    let stream = io.into_inner();
+                    accept::tune(stream.get_ref().0, accept::USER_TIMEOUT);
+                    let stream = Stream::new(stream, read_buf, connection, connections);
+                    let _ = engine.call((stream, minimal)).await;
+                }
+            }
         });
         let accept = derive_accept_key(key.as_bytes());
         let response = Response::builder()
@@ -177,7 +215,7 @@ impl Edge {
 }
 
 /// A request with nothing but method, query and the connection it belongs to.
-fn minimal<B>(head: &Parts, connection: &Arc<Connection>, body: B) -> Request<B> {
+fn minimal<B>(head: &request::Parts, connection: &Arc<Connection>, body: B) -> Request<B> {
     let mut minimal = Request::new(body);
     *minimal.method_mut() = head.method.clone();
     *minimal.uri_mut() = head.uri.clone();

@@ -14,7 +14,7 @@ use socketioxide::socket::Sid;
 use tokio::time::timeout;
 use tower::Service as _;
 
-use super::{Edge, EngineError, bearer, bytes_of, minimal};
+use super::{Edge, EngineError, address, bearer, bytes_of, minimal};
 use crate::connection::{Closing, Connection};
 
 /// Between the packets of one body.
@@ -44,9 +44,10 @@ impl Edge {
     }
 
     async fn open(&mut self, head: &Parts) -> Result<Response<Body>, EngineError> {
+        let ip = address::client(&head.extensions);
         let origin = self.origins.id(&head.headers);
         let connection = Connection::new(bearer(&head.headers), true).on_page(origin);
-        let connection = Arc::new(connection);
+        let connection = self.connections.begin(ip, connection).await?;
         let (status, body) = self.ask(minimal(head, &connection, Full::default())).await?;
         let sid = opened(&body).ok_or(EngineError::BadRequest)?;
         self.connections.insert(sid, &connection);

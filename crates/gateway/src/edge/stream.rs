@@ -38,10 +38,11 @@ impl<T> Stream<T> {
 
 impl<T> Drop for Stream<T> {
     fn drop(&mut self) {
-        if self.connection.stream_closed()
-            && let Some(sid) = self.connection.sid()
-        {
-            self.connections.remove(sid);
+        if self.connection.stream_closed() {
+            self.connection.ended();
+            if let Some(sid) = self.connection.sid() {
+                self.connections.remove(sid);
+            }
         }
     }
 }
@@ -163,6 +164,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
 
 #[cfg(test)]
 mod tests {
+    use carillon_domain::contract::Rate;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
@@ -177,6 +179,8 @@ mod tests {
             stalled: std::time::Duration::from_secs(1),
             paused: std::time::Duration::from_secs(1),
             silent: std::time::Duration::from_secs(1),
+            unauthenticated: 10,
+            failed_handshakes: Rate { count: 10, period: std::time::Duration::from_secs(1) },
         };
         let connections = Connections::new(limits, Arc::default());
         let connection = Arc::new(Connection::new(None, false));
@@ -223,6 +227,8 @@ mod tests {
             stalled: std::time::Duration::ZERO,
             paused: std::time::Duration::ZERO,
             silent: std::time::Duration::ZERO,
+            unauthenticated: 10,
+            failed_handshakes: Rate { count: 10, period: std::time::Duration::from_secs(1) },
         };
         let connections = Connections::new(limits, Arc::default());
         connections.kill(&connection, Closing::SlowConsumer);

@@ -62,6 +62,11 @@ impl Problem {
         }
     }
 
+    /// The same request may succeed later.
+    pub fn retryable(self) -> Self {
+        Self { retryable: true, ..self }
+    }
+
     /// `incident` names an unexpected failure in the log; nothing else of it is told.
     pub fn of(refusal: &Refusal, incident: Option<String>) -> Self {
         let code = refusal.code();

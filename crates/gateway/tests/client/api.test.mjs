@@ -323,6 +323,28 @@ scopes = ["users:read"]`,
   assert.deepEqual(await audit({ action: "comm" }), []);
 });
 
+story("tokens that let nobody in are in the audit log, by whom they prove or claim to be", { on: DATABASES }, async (world) => {
+  await world.api("PUT", "/v1/users/ana", { ...ANA, status: "SUSPENDED" });
+  const wrong = token("ben", {}, { secret: "another secret that is long enough" });
+  for (let n = 0; n < 3; n++) await assert.rejects(Person.connect(world.server, "ana"), /suspended/);
+  await assert.rejects(Person.connect(world.server, "ben", { auth: { token: wrong } }), /Invalid token/);
+  await assert.rejects(Person.connect(world.server, "ben", { auth: {} }), /No token/);
+  await assert.rejects(Person.connect(world.server, "cem", { claims: { exp: 1_700_000_000, iat: 1_699_999_000 } }), /Invalid token/);
+  const refusals = async () => {
+    const { body } = await world.api("GET", "/v1/audit?action=auth");
+    return body.items.map(({ actor, subject, details }) => [actor, subject, details.reason]).sort();
+  };
+  await eventually("they are noted", async () => (await refusals()).length === 4);
+  assert.deepEqual(await refusals(), [
+    [" unverified", "", "no_token"],
+    [" unverified", "ben", "signature"],
+    ["ana", "ana", "suspended"],
+    ["cem", "cem", "expired"],
+  ]);
+  const everything = JSON.stringify((await world.api("GET", "/v1/audit")).body);
+  assert.ok(!everything.includes(wrong.split(".")[2]));
+});
+
 story("the description needs no key, and every route in it is answered", {}, async (world) => {
   const { status, body, headers } = await world.api("GET", "/v1/openapi.json", undefined, { key: null });
   assert.deepEqual([status, headers.get("content-type"), body.openapi], [200, "application/json", "3.1.0"]);

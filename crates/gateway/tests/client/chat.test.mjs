@@ -478,3 +478,35 @@ story("a heartbeat is answered with the server's time", {}, async (world) => {
     assert.match(ack.timestamp, ISO);
   }
 });
+
+story("a burst of messages and commands is answered in the order it was sent", {
+  on: DATABASES, env: { CARILLON_LIMITS__RATES__MESSAGE: "1000/1m" },
+}, async (world) => {
+  const ana = await world.person("ana");
+  const ben = await world.person("ben");
+  for (const person of [ana, ben]) await person.joins("algebra");
+  // A socket that has joined nothing is a member all the same.
+  const other = await world.person("ana");
+  for (const socket of [ana, other]) {
+    const answers = [];
+    const ask = (name, payload, what) => new Promise((resolve) => socket.socket.emit(name, payload, (answer) => {
+      answers.push([what, answer.ok]);
+      resolve();
+    }));
+    const asked = [];
+    for (let n = 0; n < 30; n++) {
+      asked.push(ask("send-message", { roomId: "algebra", message: `m${n}` }, `m${n}`));
+      if (n % 10 === 4) asked.push(ask("send-message", { roomId: "elsewhere", message: "no" }, "refused"));
+      if (n % 10 === 9) asked.push(ask("heartbeat", {}, "heartbeat"));
+    }
+    await Promise.all(asked);
+    const expected = Array.from({ length: 30 }, (_, n) => [
+      [`m${n}`, true], ...(n % 10 === 4 ? [["refused", false]] : []), ...(n % 10 === 9 ? [["heartbeat", true]] : []),
+    ]).flat();
+    assert.deepEqual(answers, expected);
+    await ben.hears("receive-message", (e) => e.message === "m29");
+    const heard = ben.unheard("receive-message").map((e) => e.message);
+    assert.deepEqual(heard, Array.from({ length: 29 }, (_, n) => `m${n}`));
+    ben.forget();
+  }
+});

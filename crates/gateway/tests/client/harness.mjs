@@ -50,7 +50,8 @@ export class Server {
     return server;
   }
 
-  constructor({ env = {}, databaseUrl, config, toml = "" } = {}) {
+  constructor({ env = {}, databaseUrl, config, toml = "", scheme = "http" } = {}) {
+    this.scheme = scheme;
     this.directory = mkdtempSync(path.join(tmpdir(), "carillon-test-"));
     this.databaseUrl = databaseUrl ?? `sqlite:${this.directory}/carillon.db`;
     this.env = env;
@@ -62,7 +63,7 @@ export class Server {
   }
 
   get url() {
-    return `http://127.0.0.1:${this.port}`;
+    return `${this.scheme}://127.0.0.1:${this.port}`;
   }
 
   async #launch() {
@@ -135,6 +136,13 @@ export class Server {
     });
     const text = await response.text();
     return { status: response.status, body: text && JSON.parse(text), headers: response.headers };
+  }
+
+  /** A number of its own metrics, 0 while there is none. */
+  async metric(name) {
+    const { operations } = JSON.parse(this.log.findLast((line) => line.includes('"message":"metrics"')));
+    const lines = (await (await fetch(`http://${operations}/metrics`)).text()).split("\n");
+    return Number(lines.find((line) => line.startsWith(`${name} `))?.split(" ").at(-1) ?? 0);
   }
 
   async restart() {
