@@ -177,7 +177,7 @@ impl Refusal {
             message,
             retryable: retry_after.is_some() || matches!(self, Self::Internal(_)),
             retry_after_ms: retry_after
-                .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+                .map(|wait| u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)),
             detail: self.detail(),
         }
     }
