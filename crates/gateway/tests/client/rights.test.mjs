@@ -71,6 +71,17 @@ story("who is staff no more leaves the rooms that only staff may enter", { on: D
   }
 });
 
+story("whose role changes right after their name leaves the rooms of staff, too", { on: DATABASES }, async (world) => {
+  await put(world, "mia", "MENTOR");
+  await put(world, "ana", "STUDENT");
+  const mia = await world.person("mia");
+  await mia.joins("mentor:ana");
+  await put(world, "mia", "MENTOR", { name: "Mia B" });
+  await pause(1200); // The first change has been followed, and is still remembered.
+  await put(world, "mia", "STUDENT");
+  await mia.hears("room-left", (e) => e.roomId === "mentor:ana", 1500);
+});
+
 story("who looks on at an exam as staff and is staff no more hears nothing more of it", { on: DATABASES }, async (world) => {
   for (const [id, role] of [["mia", "MENTOR"], ["ana", "STUDENT"], ["ben", "STUDENT"]]) await put(world, id, role);
   assert.equal((await world.api("PUT", "/v1/exams/biology", EXAM)).status < 300, true);
