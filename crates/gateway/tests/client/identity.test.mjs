@@ -1,13 +1,13 @@
 // Who somebody is: keys that come and go, claims that change, tokens that run out.
 import assert from "node:assert/strict";
-import { generateKeyPairSync, sign } from "node:crypto";
+import { generateKeyPairSync, randomBytes, sign } from "node:crypto";
 import { mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { after } from "node:test";
 import {
-  CLIENTS, POSTGRES, Server, eventually, pause, refused, story, token, uniqueRoom, within,
+  CLIENTS, DATABASES, POSTGRES, Person, Server, eventually, pause, refused, story, token, uniqueRoom, within,
 } from "./harness.mjs";
 import { Raw } from "./raw.mjs";
 
@@ -284,6 +284,21 @@ story("a page uses the tokens of its own app only", {
   const auth = { token: token("ana", {}, { secret: SECRETS.theirs }) };
   await world.person("ana", { auth });
   assert.ok((await metric(world.server, 'carillon_invalid_tokens_total{reason="origin"}')) >= 6);
+});
+
+story("a token that names somebody nobody can be spoils no audit", { on: DATABASES }, async (world) => {
+  const names = ["a\0b", "x".repeat(6000) + randomBytes(3000).toString("base64"), "api:stories"];
+  for (const userId of names) await assert.rejects(Person.connect(world.server, "ana", { claims: { userId, nbf: now() + 3600 } }), /Invalid token/);
+  const spoilt = token("ben", {}, { secret: "somebody else's secret, as long as any" });
+  await assert.rejects(Person.connect(world.server, "ben", { auth: { token: spoilt } }), /Invalid token/);
+  const refusals = await eventually("the refusals are in the audit log", async () => {
+    const { items } = (await world.api("GET", "/v1/audit?action=auth.refused")).body;
+    return items.length === 4 && items;
+  });
+  for (const { actor, subject } of refusals) {
+    assert.equal(actor, " unverified");
+    assert.ok(subject.length <= 128 && !subject.includes("\0"), subject);
+  }
 });
 
 story("a flood of bad tokens costs little, and never the honest user", {}, async (world) => {
