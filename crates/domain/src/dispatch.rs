@@ -147,7 +147,12 @@ pub struct Joined {
     rooms: Arc<Mutex<HashSet<RoomId>>>,
     /// Those it was put into without having asked; they may hold rooms it is not in any more.
     brought: Arc<Mutex<HashSet<RoomId>>>,
+    /// Those its client has left: it is not put into them again.
+    left: Arc<Mutex<HashSet<RoomId>>>,
 }
+
+/// Rooms a socket has left that are remembered; a frontend leaves as many as it shows.
+const MAX_LEFT: usize = 100;
 
 impl Joined {
     /// Notes whether the socket asked to be in a room or was put there.
@@ -163,11 +168,23 @@ impl Joined {
     pub fn was_brought(&self, room: &RoomId) -> bool {
         self.brought.lock().unwrap_or_else(PoisonError::into_inner).contains(room)
     }
+    /// Notes that the client wants to be in the room no more.
+    pub fn note_left(&self, room: RoomId) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.len() < MAX_LEFT {
+            left.insert(room);
+        }
+    }
+    /// Whether the client has left the room since the socket was last in it.
+    pub fn was_left(&self, room: &RoomId) -> bool {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).contains(room)
+    }
     pub fn contains(&self, room: &RoomId) -> bool {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner).contains(room)
     }
     /// True when it was not there.
     pub fn insert(&self, room: RoomId) -> bool {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).remove(&room);
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner).insert(room)
     }
     /// True when it was there.
