@@ -193,6 +193,25 @@ async function fate(server, token, options) {
 const SECRETS = { ours: "c5f1d1a0b7e84f6e93d2", old: "55aa0f3c9e17b2d48861", theirs: "7a9e1b3c5d7f90224466" };
 const hs256 = (id, secret) => `[[apps.keys]]\nid = "${id}"\nalgorithm = "HS256"\nsecret = "${secret}"\n`;
 
+{
+  const known = new Key("known");
+  const keyServer = await KeyServer.start(known);
+  story("a flood of tokens whose key nobody knows waits in line like any other", {
+    toml: jwks(keyServer.url()),
+    env: { CARILLON_LIMITS__FAILED_HANDSHAKES: "10/1h", CARILLON_LIMITS__UNAUTHENTICATED: "30" },
+  }, async ({ server }) => {
+    // Nobody can tell whether it was made after the last look: the transport is closed.
+    const unknown = () => new Key(`k${Math.random()}`).signs("ana", { iat: undefined });
+    const flood = () => fate(server, unknown());
+    for (let n = 0; n < 15; n += 1) await flood();
+    const since = Date.now();
+    for (let n = 0; n < 9; n += 1) await flood();
+    assert.equal(await flood(), "closed");
+    assert.ok(Date.now() - since > 700, "ten in a second, of an address that floods");
+    assert.equal(await fate(server, known.signs("ana")), "let in");
+  });
+}
+
 story("a key id chooses the key, and never one of another app", {
   toml: app(hs256("new", SECRETS.ours) + hs256("old", SECRETS.old)) +
     app(hs256("theirs", SECRETS.theirs), "other", "other"),
