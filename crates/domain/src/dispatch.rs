@@ -157,6 +157,9 @@ enum Turn {
     Left,
 }
 
+/// Rooms of a socket that are remembered so; a frontend leaves as many as it shows.
+const MAX_TURNED: usize = 100;
+
 impl Joined {
     /// Notes whether the socket asked to be in a room or was put there.
     pub fn note_brought(&self, room: RoomId, is_brought: bool) {
@@ -170,7 +173,9 @@ impl Joined {
     /// Notes that the socket asked to leave: it is not to be put there again.
     pub fn note_left(&self, room: RoomId) {
         let mut turned = self.turned.lock().unwrap_or_else(PoisonError::into_inner);
-        turned.insert(room, Turn::Left);
+        if turned.len() < MAX_TURNED {
+            turned.insert(room, Turn::Left);
+        }
     }
     fn turn(&self, room: &RoomId) -> Option<Turn> {
         self.turned.lock().unwrap_or_else(PoisonError::into_inner).get(room).copied()

@@ -4,7 +4,7 @@
 mod exams;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -155,11 +155,19 @@ impl Changes {
         let within = LATE + self.looked.map_or(Duration::ZERO, |at| now - at);
         self.seen.retain(|_, at| now - *at <= within + SETTLING);
         let changed = gateway.domain.store.read().await?.changed_users(within).await?;
-        let mut done = HashSet::new();
+        // One user may have changed several times, and only the latest is new.
+        let mut due: HashMap<(TenantId, UserId), bool> = HashMap::new();
         for ChangedUser { id, tenant, user } in changed {
             let seen = *self.seen.entry(id).or_insert(now);
-            if now - seen <= SETTLING && done.insert((tenant.clone(), user.clone())) {
-                follow_user(gateway, &tenant, &user, seen == now).await?;
+            if now - seen <= SETTLING {
+                *due.entry((tenant, user)).or_default() |= seen == now;
+            }
+        }
+        for ((tenant, user), is_new) in due {
+            if let Err(refusal) = follow_user(gateway, &tenant, &user, is_new).await {
+                // All that is new stays new until it could be followed.
+                self.seen.retain(|_, seen| *seen != now);
+                return Err(refusal);
             }
         }
         self.looked = Some(now);
@@ -167,6 +175,8 @@ impl Changes {
     }
 }
 
+/// Brings the sockets of one user up to date. Those whose caller is another one now, and all of
+/// them after something new, are taken out of what they may not hear any more.
 async fn follow_user(
     gateway: &Arc<Gateway>,
     tenant: &TenantId,
@@ -181,9 +191,11 @@ async fn follow_user(
         Some(account) => Effect::Know(Arc::new(account)),
         None => Effect::Cut(user.clone()),
     };
+    let seats = gateway.fanout.seats_of(tenant, user);
+    let before: Vec<_> = seats.iter().map(|seat| seat.current()).collect();
     gateway.fanout.deliver_system(tenant, effect);
-    if is_new {
-        for seat in gateway.fanout.seats_of(tenant, user) {
+    for (seat, before) in seats.into_iter().zip(before) {
+        if is_new || !Arc::ptr_eq(&before, &seat.current()) {
             inbox::push(gateway, &seat.clone(), Item::Changed(seat));
         }
     }

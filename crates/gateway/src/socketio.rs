@@ -300,9 +300,9 @@ fn deny(gateway: &Gateway, connection: &Connection, token: Option<&str>, denied:
             tracing::warn!(code = refusal.code().as_str(), "a user could not be looked up");
             gateway.connections.kill(connection, Closing::Unavailable);
         }
-        // That its source is away is told once, by who asks it.
+        // That its source is away is told once, by who asks it. Anybody can make such a token, so it
+        // counts as a failure: at worst its address waits in line.
         Denied::KeysAway => {
-            connection.excuse();
             gateway.connections.kill(connection, Closing::Unavailable);
         }
         Denied::NoToken | Denied::InvalidToken(_) | Denied::UserNotFound | Denied::Suspended => {
@@ -318,14 +318,13 @@ fn deny(gateway: &Gateway, connection: &Connection, token: Option<&str>, denied:
 /// A token that let nobody in is in the audit log: of the user whom it proves, or else as one that
 /// only names somebody.
 fn note(gateway: &Gateway, token: &str, denied: &Denied) {
-    let proven = gateway.authenticator.bearer(token).map(|(tenant, user)| {
-        let subject = user.clone();
-        (tenant, user, subject)
-    });
-    let (tenant, actor, subject) = proven.unwrap_or_else(|| {
-        let claimed = gateway.authenticator.claimed_user(token).unwrap_or_default();
-        (gateway.default_tenant.clone(), " unverified".into(), claimed)
-    });
+    let proven = gateway.authenticator.bearer(token);
+    let (tenant, user) = proven.unwrap_or_else(|| (gateway.default_tenant.clone(), None));
+    let claimed = || gateway.authenticator.claimed_user(token).unwrap_or_default();
+    let (actor, subject) = user.map_or_else(
+        || (" unverified".into(), claimed()),
+        |user| (user.to_string(), user.to_string()),
+    );
     let reason = match denied {
         Denied::InvalidToken(reason) => reason.as_str(),
         denied => denied.as_str(),

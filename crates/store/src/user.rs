@@ -52,8 +52,14 @@ const REVOKE: &str = "UPDATE users SET
     WHERE tenant_id = $1 AND id = $2 AND deleted_at IS NULL";
 const DELETE: &str = "UPDATE users SET name = 'Deleted user', email = NULL, avatar = NULL,
         target_specialty = NULL, role = 'STUDENT', status = 'SUSPENDED', claims_issued_at = NULL,
+        tokens_valid_from = CASE WHEN tokens_valid_from > $4 THEN tokens_valid_from ELSE $4 END,
         deleted_at = $3, updated_at = $3
     WHERE tenant_id = $1 AND id = $2 AND deleted_at IS NULL";
+const DELETE_WITH: [&str; 3] = [
+    "DELETE FROM notifications WHERE tenant_id = $1 AND user_id = $2",
+    "DELETE FROM online_users WHERE tenant_id = $1 AND user_id = $2",
+    "DELETE FROM joined_rooms WHERE tenant_id = $1 AND user_id = $2",
+];
 const CHANGED_SQLITE: &str = "SELECT id, tenant_id, user_id FROM user_changes
     WHERE changed_at > CAST(unixepoch('subsec') * 1000 AS INTEGER) - $1";
 const CHANGED_POSTGRES: &str = "SELECT id, tenant_id, user_id FROM user_changes
@@ -257,8 +263,15 @@ impl UserWrites for SqlTx {
         user: &UserId,
         now: Timestamp,
     ) -> Result<bool, Refusal> {
+        // Also of somebody who is made again under that id, earlier tokens are refused.
+        let next_second = Timestamp((now.0.div_euclid(1_000) + 1) * 1_000);
+        for statement in DELETE_WITH {
+            on!(self.conn(), c => sqlx::query(statement)
+                .bind(tenant.as_str()).bind(user.as_str()).execute(c).await.map(|_| ()))
+            .map_err(refusal)?;
+        }
         on!(self.conn(), c => sqlx::query(DELETE)
-            .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now))
+            .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now)).bind(Time(next_second))
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)
     }

@@ -69,6 +69,12 @@ impl Operation for ListAudit {
             }
             None => i64::MAX,
         };
+        let asked = [("user", &self.user), ("action", &self.action)];
+        for (name, text) in asked {
+            if text.as_ref().is_some_and(|text| text.chars().any(char::is_control)) {
+                return Err(Refusal::Invalid(format!("{name}: no control characters").into()));
+            }
+        }
         let filter = AuditFilter { user: self.user, action: self.action };
         let mut reads = cx.read().await?;
         let entries = reads.audit_entries(&cx.caller.tenant, &filter, before, limit + 1).await?;

@@ -41,6 +41,8 @@ impl Command for LeaveRoom {
 impl Handle for LeaveRoom {
     async fn handle(self, cx: &mut Cx<'_>) -> Result<Left, Refusal> {
         let (app, caller, room_id) = (cx.app, cx.caller, self.room_id);
+        let wanted_no_more = room_id.clone();
+        cx.after_commit(move || caller.joined.note_left(wanted_no_more));
         if caller.joined.contains(&room_id) {
             let seen = app.presence.sockets_of(&caller.tenant, &caller.user, &room_id);
             cx.leave(room_id.clone());
@@ -58,8 +60,6 @@ impl Handle for LeaveRoom {
                 cx.send(ToOthers(room_id.clone(), caller.user.clone()), &event)?;
             }
         }
-        let left = room_id.clone();
-        cx.after_commit(move || caller.joined.note_left(left));
         cx.send(ToCaller(), &RoomLeft { room_id: room_id.clone() })?;
         Ok(Left { room_id })
     }

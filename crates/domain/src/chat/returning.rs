@@ -125,13 +125,13 @@ pub async fn restore(
 ) -> Result<(), Refusal> {
     let (tenant, user, now) = (&caller.tenant, &caller.user, app.clock.now());
     let lost = app.store.read().await?.lost_rooms(tenant, user, namespace, now).await?;
-    let joined = &caller.joined;
-    let is_missed = |room: &RoomId| !joined.contains(room) && !joined.has_left(room);
-    let lost: Vec<RoomId> = lost.into_iter().filter(is_missed).collect();
     if lost.is_empty() {
         return Ok(());
     }
-    for room in &lost {
+    // Where its client has been before us, or from where it has gone since, it is not put.
+    let is_missing =
+        |room: &&RoomId| !caller.joined.contains(room) && !caller.joined.has_left(room);
+    for room in lost.iter().filter(is_missing) {
         effects.extend(bring_back(app, caller, room, now).await?);
     }
     let mut tx = app.store.begin(tenant, Scope::Rows).await?;

@@ -156,7 +156,7 @@ impl App {
     }
 
     /// `None` where the claims name nobody, two different users, or somebody nobody can be.
-    fn user(&self, claims: &Map<String, Value>) -> Option<UserId> {
+    pub fn user(&self, claims: &Map<String, Value>) -> Option<UserId> {
         let mut ids = self.names.user.iter().filter_map(|name| find(claims, name)).map(id_text);
         let user = ids.next()??;
         if ids.any(|other| other.as_ref() != Some(&user)) {

@@ -56,14 +56,18 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
 }
 
 /// Tells the backend who asks. Our own word is added to that of trusted proxies; anybody else's is
-/// replaced.
+/// replaced. Many backends read `X_Forwarded_For` as `X-Forwarded-For`: no proxy writes that.
 pub fn tell_client(headers: &mut HeaderMap, client: &ClientAddress) {
-    if !client.is_forwarded {
-        let told: Vec<HeaderName> =
-            headers.keys().filter(|name| name.as_str().starts_with(X_FORWARDED)).cloned().collect();
-        for name in told.iter().chain([&header::FORWARDED, &X_REAL_IP]) {
-            headers.remove(name);
-        }
+    let is_told = |name: &HeaderName| {
+        let meant = name.as_str().replace('_', "-");
+        let names_client = meant.starts_with(X_FORWARDED)
+            || meant == header::FORWARDED.as_str()
+            || meant == X_REAL_IP.as_str();
+        names_client && !(client.is_forwarded && meant == name.as_str())
+    };
+    let told: Vec<HeaderName> = headers.keys().filter(|name| is_told(name)).cloned().collect();
+    for name in told {
+        headers.remove(name);
     }
     let proto = if client.is_secure { "https" } else { "http" };
     let host = headers.get(header::HOST).cloned();
@@ -175,6 +179,9 @@ mod tests {
             ("x-forwarded-prefix", "/evil"),
             ("x-real-ip", "192.0.2.1"),
             ("forwarded", "for=192.0.2.1"),
+            ("x_forwarded_for", "192.0.2.1"),
+            ("x-forwarded_proto", "ftp"),
+            ("x_real-ip", "192.0.2.1"),
         ];
         assert_eq!(
             told(&lines, &client),
@@ -198,6 +205,7 @@ mod tests {
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "campus.example"),
             ("x-real-ip", "192.0.2.1"),
+            ("x_forwarded_for", "203.0.113.1"),
         ];
         assert_eq!(
             told(&lines, &client),

@@ -1,13 +1,13 @@
 // Who somebody is: keys that come and go, claims that change, tokens that run out.
 import assert from "node:assert/strict";
-import { generateKeyPairSync, sign } from "node:crypto";
+import { generateKeyPairSync, randomBytes, sign } from "node:crypto";
 import { mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { after } from "node:test";
 import {
-  CLIENTS, POSTGRES, Server, eventually, pause, refused, story, token, uniqueRoom, within,
+  CLIENTS, DATABASES, POSTGRES, Person, Server, eventually, pause, refused, story, token, uniqueRoom, within,
 } from "./harness.mjs";
 import { Raw } from "./raw.mjs";
 
@@ -193,6 +193,25 @@ async function fate(server, token, options) {
 const SECRETS = { ours: "c5f1d1a0b7e84f6e93d2", old: "55aa0f3c9e17b2d48861", theirs: "7a9e1b3c5d7f90224466" };
 const hs256 = (id, secret) => `[[apps.keys]]\nid = "${id}"\nalgorithm = "HS256"\nsecret = "${secret}"\n`;
 
+{
+  const known = new Key("known");
+  const keyServer = await KeyServer.start(known);
+  story("a flood of tokens whose key nobody knows waits in line like any other", {
+    toml: jwks(keyServer.url()),
+    env: { CARILLON_LIMITS__FAILED_HANDSHAKES: "10/1h", CARILLON_LIMITS__UNAUTHENTICATED: "30" },
+  }, async ({ server }) => {
+    // Nobody can tell whether it was made after the last look: the transport is closed.
+    const unknown = () => new Key(`k${Math.random()}`).signs("ana", { iat: undefined });
+    const flood = () => fate(server, unknown());
+    for (let n = 0; n < 15; n += 1) await flood();
+    const since = Date.now();
+    for (let n = 0; n < 9; n += 1) await flood();
+    assert.equal(await flood(), "closed");
+    assert.ok(Date.now() - since > 700, "ten in a second, of an address that floods");
+    assert.equal(await fate(server, known.signs("ana")), "let in");
+  });
+}
+
 story("a key id chooses the key, and never one of another app", {
   toml: app(hs256("new", SECRETS.ours) + hs256("old", SECRETS.old)) +
     app(hs256("theirs", SECRETS.theirs), "other", "other"),
@@ -284,6 +303,21 @@ story("a page uses the tokens of its own app only", {
   const auth = { token: token("ana", {}, { secret: SECRETS.theirs }) };
   await world.person("ana", { auth });
   assert.ok((await metric(world.server, 'carillon_invalid_tokens_total{reason="origin"}')) >= 6);
+});
+
+story("a token that names somebody nobody can be spoils no audit", { on: DATABASES }, async (world) => {
+  const names = ["a\0b", "x".repeat(6000) + randomBytes(3000).toString("base64"), "api:stories"];
+  for (const userId of names) await assert.rejects(Person.connect(world.server, "ana", { claims: { userId, nbf: now() + 3600 } }), /Invalid token/);
+  const spoilt = token("ben", {}, { secret: "somebody else's secret, as long as any" });
+  await assert.rejects(Person.connect(world.server, "ben", { auth: { token: spoilt } }), /Invalid token/);
+  const refusals = await eventually("the refusals are in the audit log", async () => {
+    const { items } = (await world.api("GET", "/v1/audit?action=auth.refused")).body;
+    return items.length === 4 && items;
+  });
+  for (const { actor, subject } of refusals) {
+    assert.equal(actor, " unverified");
+    assert.ok(subject.length <= 128 && !subject.includes("\0"), subject);
+  }
 });
 
 story("a flood of bad tokens costs little, and never the honest user", {}, async (world) => {

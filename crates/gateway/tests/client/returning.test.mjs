@@ -152,6 +152,32 @@ story("who joins by themselves is not shown the room twice", {}, async (world) =
   assert.deepEqual(ana.unheard("room-joined"), []);
 });
 
+story("who leaves a room as soon as they are back stays out of it", {}, async (world) => {
+  const ana = await world.person("ana", STOCK);
+  for (const room of ["algebra", "biology"]) await ana.joins(room);
+  const back = connected(ana);
+  drop(ana);
+  await back;
+  await ana.joins("biology");
+  for (const roomId of ["algebra", "biology"]) assert.equal((await ana.asks("leave-room", { roomId })).ok, true);
+  await pause(1500);
+  assert.deepEqual(ana.unheard("room-joined"), []);
+  await ana.joins("algebra");
+});
+
+story("who has joined by themselves has come back: another page is put nowhere", {}, async (world) => {
+  const ana = await world.person("ana", STOCK);
+  await ana.joins("algebra");
+  const back = connected(ana);
+  drop(ana);
+  await back;
+  await ana.joins("algebra");
+  await pause(17_000); // Two sockets of one page come within 15 s.
+  const fresh = await world.person("ana");
+  await pause(1500);
+  assert.deepEqual(fresh.unheard("room-joined"), []);
+});
+
 story("a client that is back before its broken link is noticed is put back when it is", {
   env: { CARILLON_SERVER__PING_INTERVAL: "500ms", CARILLON_SERVER__PING_TIMEOUT: "1500ms" },
 }, async (world) => {
