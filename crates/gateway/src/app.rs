@@ -128,6 +128,7 @@ impl Node {
             .await
             .context("cannot read who was here")?;
         let connections = Connections::new(limits(config), metrics.clone());
+        connections.write_outlets();
         let hub = NodeHub::new(connections.clone());
         let (engine, io) = engine(config, hub.clone());
         let gateway = Arc::new(Gateway {

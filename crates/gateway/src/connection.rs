@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
+    num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -14,12 +15,14 @@ use std::{
 };
 
 use carillon_domain::contract::Rate;
+use bytes::Bytes;
 use carillon_redis_adapter::{Broadcast, Tap};
 use futures_util::task::AtomicWaker;
 use socketioxide::socket::Sid;
 use tokio::sync::Notify;
 
 use crate::{
+    edge::outlet::{Flushed, Outlet, SharedTcp},
     http::origin::OriginId,
     inbox::Inbox,
     metrics::Metrics,
@@ -33,6 +36,8 @@ pub const OUTBOUND_SLOTS: usize = 1 << 16;
 const MAX_BACKLOG: usize = OUTBOUND_SLOTS / 2;
 /// Bytes that may always be on their way.
 const NEXT_TO_NOTHING: u64 = 4_096;
+/// Clients written to before everybody else has a turn.
+const BREATH: usize = 32;
 /// A client that posts has asked for what waits within this; a real one always has a poll open.
 const ABANDONED: Duration = Duration::from_secs(30);
 
@@ -114,6 +119,8 @@ pub struct Connection {
     is_posting: AtomicBool,
     pending_renames: AtomicUsize,
     renames: Mutex<Vec<Rename>>,
+    /// Where events go past the engine, if they can.
+    outlet: OnceLock<Box<Outlet>>,
 }
 
 /// A CONNECT reply on its way: the engine's session id in it is a secret.
@@ -164,6 +171,77 @@ impl Connection {
     /// It is over, though the engine may hold on to it for a while.
     pub fn ended(&self) {
         drop(self.stranger());
+    }
+
+    /// Where events go past the engine, if they can.
+    pub fn outlet(&self) -> Option<&Outlet> {
+        self.outlet.get().map(|outlet| &**outlet)
+    }
+
+    /// Nothing more is written past the engine.
+    pub fn end_outlet(&self) {
+        if let Some(outlet) = self.outlet() {
+            outlet.end();
+            self.resumed.notify_waiters();
+        }
+    }
+
+    /// Writes what waits in the outlet, as far as the client takes it; the rest when it takes more.
+    pub fn flush(self: &Arc<Self>) {
+        if self.flush_now() == Some(true)
+            && let Some(outlet) = self.outlet()
+            && outlet.wait()
+        {
+            tokio::spawn(self.clone().flush_later());
+        }
+    }
+
+    /// Whether the client takes no more; `None` where nothing can be written any more.
+    fn flush_now(&self) -> Option<bool> {
+        if self.is_killed() {
+            return None;
+        }
+        let outlet = self.outlet()?;
+        match outlet.flush() {
+            Ok(flushed) => Some(self.has_flushed(flushed)),
+            Err(_) => {
+                // Whoever reads from it finds out why.
+                outlet.end();
+                None
+            }
+        }
+    }
+
+    /// Counts what was written; true when the client takes no more.
+    pub fn has_flushed(&self, flushed: Flushed) -> bool {
+        let (Flushed::All(written) | Flushed::Blocked(written)) = flushed;
+        if written > 0 {
+            self.count_written(written);
+        }
+        let is_blocked = matches!(flushed, Flushed::Blocked(_));
+        if is_blocked {
+            self.has_stalled();
+        }
+        is_blocked
+    }
+
+    async fn flush_later(self: Arc<Self>) {
+        let Some(outlet) = self.outlet() else { return };
+        loop {
+            let mut interrupted = std::pin::pin!(self.resumed.notified());
+            interrupted.as_mut().enable();
+            if self.is_killed() || outlet.is_over() {
+                return;
+            }
+            tokio::select! {
+                _ = outlet.writable() => {}
+                () = interrupted => continue,
+            }
+            outlet.waited();
+            if self.flush_now() != Some(true) || !outlet.wait() {
+                return;
+            }
+        }
     }
 
     /// Whether there is no WebSocket under it (yet).
@@ -340,6 +418,8 @@ pub struct Connections {
     limits: Limits,
     metrics: Arc<Metrics>,
     strangers: Arc<Strangers>,
+    writers: Box<[Writer]>,
+    next_writer: AtomicUsize,
     /// Rung when a session was killed that may be polling: only a request can end it.
     pub killed_polling: Notify,
 }
@@ -362,7 +442,41 @@ impl Connections {
     pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
         let killed_polling = Notify::new();
         let strangers = Strangers::new(limits.unauthenticated, limits.failed_handshakes);
-        Arc::new(Self { by_sid: RwLock::default(), limits, metrics, strangers, killed_polling })
+        let writers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Arc::new(Self {
+            by_sid: RwLock::default(),
+            limits,
+            metrics,
+            strangers,
+            writers: (0..writers).map(|_| Writer::default()).collect(),
+            next_writer: AtomicUsize::new(0),
+            killed_polling,
+        })
+    }
+
+    /// From here on events may go to the client past the engine.
+    pub fn let_out(&self, connection: &Connection, stream: &SharedTcp) {
+        let next = self.next_writer.fetch_add(1, Ordering::Relaxed);
+        let outlet = Outlet::new(stream.0.clone(), next % self.writers.len());
+        if !connection.began_by_polling {
+            // A connection that began as a WebSocket has only ever one.
+            let _ = connection.outlet.set(Box::new(outlet));
+        }
+    }
+
+    /// One task for each core that writes what waits in outlets, until they are dropped.
+    pub fn write_outlets(self: &Arc<Self>) {
+        for index in 0..self.writers.len() {
+            let connections = Arc::downgrade(self);
+            tokio::spawn(async move {
+                while let Some(connections) = connections.upgrade() {
+                    let writer = &connections.writers[index];
+                    // Now and then it looks whether there is anybody left to write for.
+                    let _ = tokio::time::timeout(Duration::from_secs(1), writer.bell.notified()).await;
+                    writer.write().await;
+                }
+            });
+        }
     }
 
     /// A connection of a client at that address, who has yet to prove who it is.
@@ -485,16 +599,72 @@ impl Connections {
     }
 }
 
+/// Outlets with something in them, for one task to write.
+#[derive(Default)]
+struct Writer {
+    full: Mutex<Vec<Arc<Connection>>>,
+    bell: Notify,
+}
+
+impl Writer {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, connection: Arc<Connection>) {
+        let mut full = self.lock();
+        full.push(connection);
+        if full.len() == 1 {
+            self.bell.notify_one();
+        }
+    }
+
+    async fn write(&self) {
+        loop {
+            let full = std::mem::take(&mut *self.lock());
+            if full.is_empty() {
+                return;
+            }
+            for (index, connection) in full.into_iter().enumerate() {
+                if index % BREATH == BREATH - 1 {
+                    // What is sent meanwhile is written with the rest.
+                    tokio::task::yield_now().await;
+                }
+                connection.flush();
+            }
+        }
+    }
+}
+
+impl Connections {
+    /// Counts what waits for a client, and closes one that has had enough.
+    fn count_in(&self, connection: &Connection, bytes: usize) {
+        let (messages, waiting) = connection.count_queued(bytes);
+        if waiting > self.limits.unsent_bytes || messages > MAX_BACKLOG {
+            self.kill(connection, Closing::SlowConsumer);
+        }
+    }
+}
+
 impl Tap for Connections {
     fn broadcast(&self, broadcast: &Broadcast) {
         self.metrics.broadcast(broadcast.event.len());
     }
 
     fn queued(&self, sid: Sid, bytes: usize) {
-        let Some(connection) = self.get(sid) else { return };
-        let (messages, waiting) = connection.count_queued(bytes);
-        if waiting > self.limits.unsent_bytes || messages > MAX_BACKLOG {
-            self.kill(&connection, Closing::SlowConsumer);
+        if let Some(connection) = self.get(sid) {
+            self.count_in(&connection, bytes);
         }
+    }
+
+    fn express(&self, sid: Sid, frame: &Bytes, by_engine: &mut dyn FnMut()) -> bool {
+        let Some(connection) = self.get(sid) else { return false };
+        let Some(outlet) = connection.outlet() else { return false };
+        self.count_in(&connection, frame.len());
+        if outlet.push(frame, by_engine) && outlet.promise() {
+            let writer = outlet.writer;
+            self.writers[writer].add(connection);
+        }
+        true
     }
 }

@@ -20,6 +20,7 @@ use carillon_domain::{
     credential::AuthRefresh,
     dispatch::{dispatch, reject},
 };
+use carillon_redis_adapter::{Tap as _, ack_frame};
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesOrdered};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -99,13 +100,19 @@ impl Item {
     }
 }
 
+/// Where an answer goes.
+pub struct Ack {
+    pub id: i64,
+    pub sender: AckSender<Adapter>,
+}
+
 /// A command as it came.
 pub struct Asked {
     pub seat: Arc<Seat>,
     /// The event's whole array, `["name",…]`.
     pub text: engineioxide::Str,
     pub has_attachments: bool,
-    pub ack: Option<AckSender<Adapter>>,
+    pub ack: Option<Ack>,
     pub received: Instant,
     pub received_at: Timestamp,
 }
@@ -253,7 +260,7 @@ async fn handle(gateway: &Arc<Gateway>, item: Item) {
 struct Performed {
     seat: Arc<Seat>,
     route: Option<&'static Route>,
-    ack: Option<AckSender<Adapter>>,
+    ack: Option<Ack>,
     received: Instant,
     result: Result<Done, Refusal>,
     span: tracing::Span,
@@ -383,7 +390,7 @@ fn parse(text: &str) -> Result<(Cow<'_, str>, Result<&RawValue, Refusal>), serde
 fn refuse(
     gateway: &Gateway,
     seat: &Seat,
-    ack: Option<AckSender<Adapter>>,
+    ack: Option<Ack>,
     policy: Option<&Policy>,
     refusal: &Refusal,
 ) {
@@ -443,10 +450,18 @@ fn incident(gateway: &Gateway, refusal: &Refusal) -> Option<String> {
     Some(format!("incident {id}"))
 }
 
-fn acknowledge(gateway: &Gateway, seat: &Seat, ack: AckSender<Adapter>, reply: &RawValue) {
-    gateway.hub.count_queued(seat.sid, reply.get().len());
-    if let Err(error) = ack.send(reply) {
-        tracing::debug!(%error, "a socket was gone before its answer");
+/// By the way that the caller's events take, behind them.
+fn acknowledge(gateway: &Gateway, seat: &Seat, ack: Ack, reply: &RawValue) {
+    let frame = ack_frame(seat.path, ack.id, reply.get());
+    let mut sender = Some(ack.sender);
+    let mut by_engine = || {
+        if let Some(Err(error)) = sender.take().map(|sender| sender.send(reply)) {
+            tracing::debug!(%error, "a socket was gone before its answer");
+        }
+    };
+    if !gateway.connections.express(seat.sid, &frame, &mut by_engine) {
+        gateway.hub.count_queued(seat.sid, reply.get().len());
+        by_engine();
     }
 }
 

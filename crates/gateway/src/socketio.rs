@@ -33,7 +33,8 @@ use crate::{
     connection::{Closing, Connection},
     fanout::{tenant_room, user_room},
     gateway::Gateway,
-    inbox::{self, Asked, Item},
+    edge::outlet::MARK,
+    inbox::{self, Ack, Asked, Item},
 };
 
 /// The adapter under every namespace.
@@ -98,6 +99,13 @@ impl Seat {
     pub fn current(&self) -> Arc<Caller> {
         let renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
         renewed.as_ref().unwrap_or(&self.caller).clone()
+    }
+
+    /// From here on events may go past the engine: its CONNECT reply is on its way.
+    fn let_out(&self, gateway: &Gateway) {
+        if let Some(outlet) = self.connection.outlet() {
+            outlet.mark(|| gateway.hub.send_by_engine(self.path, self.sid, &MARK.into()));
+        }
     }
 
     /// Whether the others have been told, or are being told.
@@ -179,6 +187,7 @@ pub fn register(gateway: &Arc<Gateway>) {
             let gateway = for_connect.clone();
             async move {
                 if let Some(seat) = socket.extensions.get::<Arc<Seat>>() {
+                    seat.let_out(&gateway);
                     if let Some(expires_at) = seat.expires_at {
                         gateway.fanout.expiries.watch(&seat, expires_at);
                     }
@@ -258,6 +267,9 @@ async fn connect(
         told: carillon_domain::exam::Told::default(),
         grant: Grant::default(),
     };
+    if let Some(outlet) = connection.outlet() {
+        outlet.close();
+    }
     connection.rename(path, socket.id, caller.connection.as_str());
     socket.join(vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)]);
     let seat = Arc::new(Seat {
@@ -352,7 +364,7 @@ struct ToInbox {
 impl MessageHandler<Adapter, ToInbox> for ToInbox {
     fn call(&self, socket: Arc<Socket<Adapter>>, mut value: Value, ack_id: Option<i64>) {
         let ack = match (ack_id, AckSender::from_message_parts(&socket, &mut value, &ack_id)) {
-            (Some(_), Ok(ack)) => Some(ack),
+            (Some(id), Ok(sender)) => Some(Ack { id, sender }),
             _ => None,
         };
         // Binary packets of another parser cannot arrive: this server has the default one only.

@@ -4,7 +4,7 @@
 //! [`Hub`] knows the adapters of all namespaces of this node. A broadcast is handed to it once,
 //! with the namespaces it belongs to; it is encoded once per namespace, because the text names
 //! the namespace. A [`Tap`] sees every broadcast that passes: what carries it to other nodes and
-//! to clients on a plain WebSocket.
+//! to clients on a plain WebSocket. It may also take frames itself, past the engine.
 
 use std::{
     convert::Infallible,
@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use engineioxide::Str;
 use socketioxide_core::{
     Sid, Value,
@@ -40,9 +41,46 @@ pub struct Broadcast {
 pub trait Tap: Send + Sync {
     /// A broadcast is about to be delivered to the sockets of this node.
     fn broadcast(&self, broadcast: &Broadcast);
-    /// So many bytes were queued for a connection.
+    /// So many bytes were queued for a connection in the engine.
     fn queued(&self, connection: Sid, bytes: usize);
+    /// Takes a whole WebSocket frame for a connection, or has it sent by the engine, in whichever
+    /// way it keeps its place in the connection's order. False when it can do neither.
+    fn express(&self, connection: Sid, frame: &Bytes, by_engine: &mut dyn FnMut()) -> bool;
 }
+
+/// The WebSocket frame of an event, as a server sends it: one text, not masked.
+pub fn event_frame(path: &str, event: &str) -> Bytes {
+    frame("42", path, event)
+}
+
+/// The frame that answers a client's event of that number.
+pub fn ack_frame(path: &str, id: i64, reply: &str) -> Bytes {
+    frame("43", path, &format!("{id}[{reply}]"))
+}
+
+fn frame(kind: &str, path: &str, rest: &str) -> Bytes {
+    let (path, comma) = if path == "/" { ("", "") } else { (path, ",") };
+    let length = kind.len() + path.len() + comma.len() + rest.len();
+    let mut frame = Vec::with_capacity(length + 10);
+    frame.push(0x81);
+    // RFC 6455, section 5.2.
+    match (u8::try_from(length), u16::try_from(length)) {
+        (Ok(short @ 0..=125), _) => frame.push(short),
+        (_, Ok(medium)) => {
+            frame.push(126);
+            frame.extend(medium.to_be_bytes());
+        }
+        _ => {
+            frame.push(127);
+            frame.extend((length as u64).to_be_bytes());
+        }
+    }
+    for part in [kind, path, comma, rest] {
+        frame.extend_from_slice(part.as_bytes());
+    }
+    frame.into()
+}
+
 
 /// The adapters of this node's namespaces.
 pub struct Hub<E: SocketEmitter> {
@@ -76,6 +114,13 @@ impl<E: SocketEmitter> Hub<E> {
     pub fn send(&self, path: &str, socket: Sid, event: &Str) {
         for view in self.views(|of| of == path) {
             view.deliver(event.clone(), BroadcastOptions::new(socket));
+        }
+    }
+
+    /// Delivers to one socket, through the engine whatever the connection is.
+    pub fn send_by_engine(&self, path: &str, socket: Sid, event: &Str) {
+        for view in self.views(|of| of == path) {
+            view.by_engine(event.clone(), BroadcastOptions::new(socket));
         }
     }
 
@@ -121,10 +166,27 @@ impl<E: SocketEmitter> fmt::Debug for NodeAdapter<E> {
 
 impl<E: SocketEmitter> NodeAdapter<E> {
     fn deliver(&self, event: Str, options: BroadcastOptions) {
-        let bytes = event.len();
-        for socket in self.local.sockets(options.clone()) {
-            self.hub.tap.queued(socket, bytes);
+        let frame = event_frame(self.local.path(), &event);
+        let mut rest = self.local.sockets(options.clone());
+        let all = rest.len();
+        rest.retain(|socket| {
+            let mut by_engine = || self.by_engine(event.clone(), BroadcastOptions::new(*socket));
+            !self.hub.tap.express(*socket, &frame, &mut by_engine)
+        });
+        for socket in &rest {
+            self.hub.tap.queued(*socket, event.len());
         }
+        if rest.len() == all {
+            // Encoded once for all of them.
+            self.by_engine(event, options);
+            return;
+        }
+        for socket in rest {
+            self.by_engine(event.clone(), BroadcastOptions::new(socket));
+        }
+    }
+
+    fn by_engine(&self, event: Str, options: BroadcastOptions) {
         let packet = Packet::event(self.local.path().clone(), Value::Str(event, None));
         // A queue never fills: a connection is closed by the bytes it holds unsent long before.
         // What fails here is a socket that is closing, and its client will ask for what it missed.

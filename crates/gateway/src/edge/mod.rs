@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod address;
+pub mod outlet;
 mod polling;
 mod proxy_protocol;
 mod stream;
@@ -28,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service as _;
 use tungstenite::handshake::derive_accept_key;
 
-use self::stream::Stream;
+use self::{outlet::SharedTcp, stream::Stream};
 use crate::{
     connection::{Connection, Connections},
     http::origin::Origins,
@@ -187,6 +188,8 @@ impl Edge {
                 Ok(Parts { io, read_buf, .. }) => {
                     let stream = io.into_inner();
                     accept::tune(&stream, accept::USER_TIMEOUT);
+                    let stream = SharedTcp(Arc::new(stream));
+                    connections.let_out(&connection, &stream);
                     let stream = Stream::new(stream, read_buf, connection, connections);
                     let _ = engine.call((stream, minimal)).await;
                 }

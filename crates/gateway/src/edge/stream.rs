@@ -9,8 +9,11 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
+use carillon_domain::contract::ALL_PATHS;
+use carillon_redis_adapter::event_frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::outlet::{MARK, Outlet};
 use crate::connection::{Connection, Connections, Rename};
 
 /// A stream handed to the engine.
@@ -38,6 +41,7 @@ impl<T> Stream<T> {
 
 impl<T> Drop for Stream<T> {
     fn drop(&mut self) {
+        self.connection.end_outlet();
         if self.connection.stream_closed() {
             self.connection.ended();
             if let Some(sid) = self.connection.sid() {
@@ -79,7 +83,20 @@ impl<T: AsyncWrite + Unpin> Stream<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match Pin::new(&mut self.inner).poll_write(cx, bytes) {
+        let inner = Pin::new(&mut self.inner);
+        let result = match self.connection.outlet() {
+            None => inner.poll_write(cx, bytes),
+            Some(outlet) => outlet.by_engine(|| {
+                let result = inner.poll_write(cx, bytes);
+                let is_inside = match &result {
+                    Poll::Ready(Ok(written)) => Some(*written < bytes.len()),
+                    // As before.
+                    Poll::Ready(Err(_)) | Poll::Pending => None,
+                };
+                (result, is_inside)
+            }),
+        };
+        match result {
             Poll::Ready(Ok(written)) => {
                 self.connection.count_written(written);
                 Poll::Ready(Ok(written))
@@ -90,6 +107,15 @@ impl<T: AsyncWrite + Unpin> Stream<T> {
             }
             failed @ Poll::Ready(Err(_)) => failed,
         }
+    }
+
+    /// What waits in the outlet goes before the engine's, unless the engine is inside a frame.
+    fn poll_outlet(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(outlet) = self.connection.outlet() else { return Poll::Ready(Ok(())) };
+        while self.connection.has_flushed(outlet.before_engine()?) {
+            ready!(outlet.poll_writable(cx))?;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_replacement(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -111,6 +137,16 @@ fn frame(text: &[u8]) -> Vec<u8> {
     [&[0x81, length], text].concat()
 }
 
+/// The first mark in some bytes: where it begins, and how long it is.
+fn find_mark(bytes: &[u8]) -> Option<(usize, usize)> {
+    memchr::memmem::find(bytes, MARK.as_bytes())?;
+    let found = ALL_PATHS.iter().filter_map(|path| {
+        let frame = event_frame(path, MARK);
+        Some((memchr::memmem::find(bytes, &frame)?, frame.len()))
+    });
+    found.min()
+}
+
 fn position_of(rename: &Rename, bytes: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, &frame(&rename.from))
 }
@@ -128,6 +164,16 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
             return Poll::Ready(Err(killed()));
         }
         ready!(self.poll_replacement(cx))?;
+        ready!(self.poll_outlet(cx))?;
+        let marks = self.connection.outlet().filter(|outlet| outlet.awaits_mark());
+        let mark = marks.and_then(|_| find_mark(bytes));
+        if let (Some(outlet), Some((0, length))) = (marks, mark) {
+            outlet.passed();
+            self.connection.flush();
+            return Poll::Ready(Ok(length));
+        }
+        // The mark, too, comes first next time.
+        let bytes = mark.map_or(bytes, |(before, _)| &bytes[..before]);
         if self.connection.has_renames() {
             let at_start = |rename: &Rename| (position_of(rename, bytes) == Some(0)).then_some(());
             if let Some((rename, ())) = self.connection.take_rename(at_start) {
@@ -143,7 +189,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
                 return self.poll_write_through(cx, &bytes[..before]);
             }
         }
-        self.poll_write_through(cx, bytes)
+        let result = self.poll_write_through(cx, bytes);
+        if self.connection.outlet().is_some_and(Outlet::waits) {
+            // Whoever came while the engine was inside a frame left it to us.
+            self.connection.flush();
+        }
+        result
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,0 +1,393 @@
+//! Whole frames written past the engine, straight to the socket.
+//!
+//! The engine gives every message of every client a place in a channel, a wake-up, and a copy in a
+//! write buffer. An event for a room is the same bytes for everybody: it is encoded as one frame,
+//! queued here for each member, and written by a few tasks, all that waits for a client in one
+//! system call.
+//!
+//! Only for a `WebSocket` on plain TCP that began as one. What the engine itself has to say (pings,
+//! CONNECT replies, disconnect packets) goes its own way, and the two never mix inside a frame.
+//! Order is kept where the ways part: frames are taken here only once a *mark*, sent through the
+//! engine behind a socket's CONNECT reply, has come out at the other end; until then they wait.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// The event that is a mark. No client sees it: it ends where the engine writes it.
+pub const MARK: &str = "[\"carillon:mark\"]";
+/// Frames written by one system call.
+const AT_ONCE: usize = 32;
+
+/// The stream under a `WebSocket`, shared by the engine and the outlet.
+#[derive(Clone)]
+pub struct SharedTcp(pub Arc<TcpStream>);
+
+impl AsyncRead for SharedTcp {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buffer.initialize_unfilled()) {
+                Ok(read) => {
+                    buffer.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for SharedTcp {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write))
+    }
+}
+
+/// What waits for a client beside the engine.
+pub struct Outlet {
+    tcp: Arc<TcpStream>,
+    /// Which of the tasks that write flushes it.
+    pub writer: usize,
+    /// Whether somebody waits until the client takes more.
+    is_waited_for: AtomicBool,
+    /// Whether somebody has promised to flush.
+    is_promised: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether events are taken; otherwise they go through the engine.
+    is_open: bool,
+    is_over: bool,
+    /// The first may be written in part.
+    frames: VecDeque<Bytes>,
+    has_begun_frame: bool,
+    /// Marks that the engine has not written yet: how many frames come before what each holds back.
+    marks: VecDeque<usize>,
+    /// The engine has written a part of what it has to write.
+    engine_has_begun: bool,
+}
+
+impl State {
+    /// How many frames may be written now.
+    fn ready(&self) -> usize {
+        match self.marks.front() {
+            // What has begun is written to its end.
+            Some(before) => (*before).max(usize::from(self.has_begun_frame)),
+            None => self.frames.len(),
+        }
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        while written > 0 {
+            let Some(first) = self.frames.front_mut() else { return };
+            if written < first.len() {
+                first.advance(written);
+                self.has_begun_frame = true;
+                return;
+            }
+            written -= first.len();
+            self.frames.pop_front();
+            self.has_begun_frame = false;
+            for before in &mut self.marks {
+                *before = before.saturating_sub(1);
+            }
+        }
+    }
+}
+
+/// How far a flush came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Nothing waits that could be written; so many bytes were.
+    All(usize),
+    /// The client takes no more; so many bytes were written.
+    Blocked(usize),
+}
+
+impl Outlet {
+    pub fn new(tcp: Arc<TcpStream>, writer: usize) -> Self {
+        let (is_promised, is_waited_for) = Default::default();
+        Self { tcp, writer, is_promised, is_waited_for, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a frame, or has it sent through the engine; true when it was taken.
+    pub fn push(&self, frame: &Bytes, by_engine: &mut dyn FnMut()) -> bool {
+        let mut state = self.lock();
+        if state.is_open {
+            state.frames.push_back(frame.clone());
+        } else {
+            // Under the lock: a mark comes before it or after it, and not in between.
+            by_engine();
+        }
+        state.is_open
+    }
+
+    /// From here on events go through the engine: a CONNECT reply will, and comes before them.
+    pub fn close(&self) {
+        self.lock().is_open = false;
+    }
+
+    /// A mark is sent by `send` through the engine: events are taken from here on, and wait for it.
+    pub fn mark(&self, send: impl FnOnce()) {
+        let mut state = self.lock();
+        let before = state.frames.len();
+        state.marks.push_back(before);
+        state.is_open = true;
+        // Under the lock: nobody puts an event in between, on either way.
+        send();
+    }
+
+    /// Whether a mark is on its way through the engine.
+    pub fn awaits_mark(&self) -> bool {
+        !self.lock().marks.is_empty()
+    }
+
+    /// The engine has come to the mark.
+    pub fn passed(&self) {
+        self.lock().marks.pop_front();
+    }
+
+    /// True for whoever has to see to it that [`Self::flush`] is called.
+    pub fn promise(&self) -> bool {
+        !self.is_promised.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives up what waits: the connection is over.
+    pub fn end(&self) {
+        *self.lock() = State { is_over: true, ..State::default() };
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.lock().is_over
+    }
+
+    /// True for whoever has to wait until the client takes more, and calls [`Self::waited`] then.
+    pub fn wait(&self) -> bool {
+        !self.is_waited_for.swap(true, Ordering::AcqRel)
+    }
+
+    pub fn waited(&self) {
+        self.is_waited_for.store(false, Ordering::Release);
+    }
+
+    /// Writes what may be written, as far as the client takes it. While the engine is inside a
+    /// frame, it is the one who flushes, afterwards.
+    pub fn flush(&self) -> io::Result<Flushed> {
+        // First, so that a frame pushed from here on is flushed by somebody.
+        self.is_promised.store(false, Ordering::Release);
+        let mut state = self.lock();
+        if state.engine_has_begun {
+            return Ok(Flushed::All(0));
+        }
+        self.write(&mut state)
+    }
+
+    fn write(&self, state: &mut State) -> io::Result<Flushed> {
+        let mut total = 0;
+        loop {
+            let ready = state.ready().min(AT_ONCE);
+            if ready == 0 {
+                return Ok(Flushed::All(total));
+            }
+            let mut slices = [IoSlice::new(&[]); AT_ONCE];
+            for (slice, frame) in slices.iter_mut().zip(state.frames.iter().take(ready)) {
+                *slice = IoSlice::new(frame);
+            }
+            match self.tcp.try_write_vectored(&slices[..ready]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    state.advance(written);
+                    total += written;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Flushed::Blocked(total));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The engine wants to write: what waits here goes first, unless the engine is inside a frame.
+    /// `Blocked` when it has to wait.
+    pub fn before_engine(&self) -> io::Result<Flushed> {
+        let mut state = self.lock();
+        if state.engine_has_begun {
+            return Ok(Flushed::All(0));
+        }
+        self.write(&mut state)
+    }
+
+    /// The engine writes, under the lock. What it has is written as far as `write` says: to its
+    /// end, in part, or not at all.
+    pub fn by_engine<T>(&self, write: impl FnOnce() -> (T, Option<bool>)) -> T {
+        let mut state = self.lock();
+        let (result, is_inside) = write();
+        if let Some(is_inside) = is_inside {
+            state.engine_has_begun = is_inside;
+        }
+        result
+    }
+
+    /// Whether the client may take more; wakes the engine when it does.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp.poll_write_ready(cx)
+    }
+
+    /// Whether frames are left that may be written.
+    pub fn waits(&self) -> bool {
+        let state = self.lock();
+        state.ready() > 0
+    }
+
+    /// Waits until the client may take more.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.tcp.writable().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncReadExt as _, net::TcpListener};
+
+    use super::*;
+
+    async fn pair() -> (Outlet, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (theirs, ours) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (Outlet::new(Arc::new(ours.unwrap().0), 0), theirs.unwrap())
+    }
+
+    fn push(outlet: &Outlet, frame: &'static str) -> bool {
+        let mut by_engine = false;
+        let taken = outlet.push(&Bytes::from(frame), &mut || by_engine = true);
+        assert_ne!(taken, by_engine);
+        taken
+    }
+
+    async fn received(peer: &mut TcpStream, bytes: usize) -> String {
+        let mut buffer = vec![0; bytes];
+        peer.read_exact(&mut buffer).await.unwrap();
+        String::from_utf8(buffer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn frames_wait_for_the_mark_and_are_written_together_after_it() {
+        let (outlet, mut peer) = pair().await;
+        outlet.writable().await.unwrap();
+        assert!(!push(&outlet, "a"), "through the engine");
+        outlet.mark(|| {});
+        assert!(push(&outlet, "bc") && push(&outlet, "de"));
+        assert_eq!(outlet.flush().unwrap(), Flushed::All(0));
+        outlet.passed();
+        assert_eq!(outlet.flush().unwrap(), Flushed::All(4));
+        assert_eq!(received(&mut peer, 4).await, "bcde");
+    }
+
+    #[tokio::test]
+    async fn a_second_mark_holds_back_only_what_came_after_it() {
+        let (outlet, mut peer) = pair().await;
+        outlet.writable().await.unwrap();
+        outlet.mark(|| {});
+        push(&outlet, "one");
+        outlet.close();
+        assert!(!push(&outlet, "-"), "a CONNECT reply is on its way");
+        outlet.mark(|| {});
+        push(&outlet, "two");
+        outlet.passed();
+        assert_eq!(outlet.flush().unwrap(), Flushed::All(3));
+        outlet.passed();
+        assert_eq!(outlet.flush().unwrap(), Flushed::All(3));
+        assert_eq!(received(&mut peer, 6).await, "onetwo");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_inside_a_frame_of_the_engines() {
+        let (outlet, mut peer) = pair().await;
+        outlet.writable().await.unwrap();
+        outlet.mark(|| {});
+        outlet.passed();
+        outlet.by_engine(|| ((), Some(true)));
+        push(&outlet, "ours");
+        assert_eq!(outlet.flush().unwrap(), Flushed::All(0));
+        assert!(outlet.waits());
+        outlet.by_engine(|| ((), Some(false)));
+        assert_eq!(outlet.flush().unwrap(), Flushed::All(4));
+        assert_eq!(received(&mut peer, 4).await, "ours");
+    }
+
+    /// However the kernel cuts it, the bytes come whole and in order.
+    #[tokio::test]
+    async fn a_slow_client_gets_every_frame_in_order() {
+        let (outlet, mut peer) = pair().await;
+        outlet.mark(|| {});
+        outlet.passed();
+        let frames: Vec<Bytes> =
+            (0..30_000_u32).map(|n| Bytes::from(format!("{n:08}").repeat(100))).collect();
+        let expected: Vec<u8> = frames.concat();
+        for frame in &frames {
+            assert!(outlet.push(frame, &mut || {}));
+        }
+        let write = async {
+            let mut has_blocked = false;
+            loop {
+                match outlet.flush().unwrap() {
+                    Flushed::All(_) => return has_blocked,
+                    Flushed::Blocked(_) => has_blocked = true,
+                }
+                outlet.writable().await.unwrap();
+            }
+        };
+        let read = async {
+            let mut buffer = vec![0; expected.len()];
+            peer.read_exact(&mut buffer).await.unwrap();
+            buffer
+        };
+        let (has_blocked, read) = tokio::join!(write, read);
+        assert!(has_blocked && read == expected);
+    }
+}
