@@ -128,7 +128,6 @@ impl Node {
             .await
             .context("cannot read who was here")?;
         let connections = Connections::new(limits(config), metrics.clone());
-        connections.write_outlets();
         let hub = NodeHub::new(connections.clone());
         let (engine, io) = engine(config, hub.clone());
         let gateway = Arc::new(Gateway {
@@ -224,6 +223,7 @@ impl Node {
             }
         }
         let certificates = self.entrance.certificates.clone();
+        self.gateway.connections.write_outlets();
         let gateway = self.gateway.clone();
         let mut jobs =
             tokio::spawn(jobs::run(gateway, self.limiter, self.edge, certificates, end.clone()));

@@ -14,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use carillon_domain::contract::Rate;
 use bytes::Bytes;
+use carillon_domain::contract::Rate;
 use carillon_redis_adapter::{Broadcast, Tap};
 use futures_util::task::AtomicWaker;
 use socketioxide::socket::Sid;
@@ -202,14 +202,12 @@ impl Connection {
             return None;
         }
         let outlet = self.outlet()?;
-        match outlet.flush() {
-            Ok(flushed) => Some(self.has_flushed(flushed)),
-            Err(_) => {
-                // Whoever reads from it finds out why.
-                outlet.end();
-                None
-            }
-        }
+        let Ok(flushed) = outlet.flush() else {
+            // Whoever reads from it finds out why.
+            outlet.end();
+            return None;
+        };
+        Some(self.has_flushed(flushed))
     }
 
     /// Counts what was written; true when the client takes no more.
@@ -472,7 +470,8 @@ impl Connections {
                 while let Some(connections) = connections.upgrade() {
                     let writer = &connections.writers[index];
                     // Now and then it looks whether there is anybody left to write for.
-                    let _ = tokio::time::timeout(Duration::from_secs(1), writer.bell.notified()).await;
+                    let _ =
+                        tokio::time::timeout(Duration::from_secs(1), writer.bell.notified()).await;
                     writer.write().await;
                 }
             });

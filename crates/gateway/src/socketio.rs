@@ -31,9 +31,9 @@ use crate::{
     auth::{Denied, Presented, Reason},
     config::Expiry,
     connection::{Closing, Connection},
+    edge::outlet::MARK,
     fanout::{tenant_room, user_room},
     gateway::Gateway,
-    edge::outlet::MARK,
     inbox::{self, Ack, Asked, Item},
 };
 

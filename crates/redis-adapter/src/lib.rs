@@ -81,7 +81,6 @@ fn frame(kind: &str, path: &str, rest: &str) -> Bytes {
     frame.into()
 }
 
-
 /// The adapters of this node's namespaces.
 pub struct Hub<E: SocketEmitter> {
     views: RwLock<Vec<Weak<NodeAdapter<E>>>>,

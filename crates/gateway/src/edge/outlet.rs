@@ -95,9 +95,7 @@ pub struct Outlet {
 
 #[derive(Default)]
 struct State {
-    /// Whether events are taken; otherwise they go through the engine.
-    is_open: bool,
-    is_over: bool,
+    way: Way,
     /// The first may be written in part.
     frames: VecDeque<Bytes>,
     has_begun_frame: bool,
@@ -105,6 +103,18 @@ struct State {
     marks: VecDeque<usize>,
     /// The engine has written a part of what it has to write.
     engine_has_begun: bool,
+}
+
+/// Which way events go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Way {
+    /// Through the engine.
+    #[default]
+    Engine,
+    /// Through the outlet.
+    Outlet,
+    /// Nowhere: the connection is over.
+    Nowhere,
 }
 
 impl State {
@@ -157,26 +167,32 @@ impl Outlet {
     /// Takes a frame, or has it sent through the engine; true when it was taken.
     pub fn push(&self, frame: &Bytes, by_engine: &mut dyn FnMut()) -> bool {
         let mut state = self.lock();
-        if state.is_open {
-            state.frames.push_back(frame.clone());
-        } else {
+        match state.way {
+            Way::Outlet => state.frames.push_back(frame.clone()),
             // Under the lock: a mark comes before it or after it, and not in between.
-            by_engine();
+            Way::Engine => by_engine(),
+            Way::Nowhere => {}
         }
-        state.is_open
+        state.way == Way::Outlet
     }
 
     /// From here on events go through the engine: a CONNECT reply will, and comes before them.
     pub fn close(&self) {
-        self.lock().is_open = false;
+        let mut state = self.lock();
+        if state.way == Way::Outlet {
+            state.way = Way::Engine;
+        }
     }
 
     /// A mark is sent by `send` through the engine: events are taken from here on, and wait for it.
     pub fn mark(&self, send: impl FnOnce()) {
         let mut state = self.lock();
+        if state.way == Way::Nowhere {
+            return;
+        }
         let before = state.frames.len();
         state.marks.push_back(before);
-        state.is_open = true;
+        state.way = Way::Outlet;
         // Under the lock: nobody puts an event in between, on either way.
         send();
     }
@@ -198,11 +214,11 @@ impl Outlet {
 
     /// Gives up what waits: the connection is over.
     pub fn end(&self) {
-        *self.lock() = State { is_over: true, ..State::default() };
+        *self.lock() = State { way: Way::Nowhere, ..State::default() };
     }
 
     pub fn is_over(&self) -> bool {
-        self.lock().is_over
+        self.lock().way == Way::Nowhere
     }
 
     /// True for whoever has to wait until the client takes more, and calls [`Self::waited`] then.
