@@ -13,7 +13,7 @@ use carillon_domain::{
 use crate::{
     error::refusal,
     time::Time,
-    tx::{SqlTx, on},
+    tx::{SqlTx, on, values},
 };
 
 const GET: &str = "SELECT id, name, role, avatar, status, claims_issued_at,
@@ -67,8 +67,9 @@ const CHANGED_POSTGRES: &str = "SELECT id, tenant_id, user_id FROM user_changes
 const FORGET_CHANGES: &str = "DELETE FROM user_changes WHERE id IN
     (SELECT id FROM user_changes WHERE changed_at < $1 ORDER BY changed_at LIMIT $2)";
 const LAST_SEEN: &str = "SELECT last_seen FROM online_users WHERE tenant_id = $1 AND user_id = $2";
-const NOTE_SEEN: &str = "INSERT INTO online_users (tenant_id, user_id, last_seen)
-    VALUES ($1, $2, $3) ON CONFLICT (tenant_id, user_id) DO UPDATE SET last_seen = excluded.last_seen";
+const NOTE_SEEN: &str = "INSERT INTO online_users (tenant_id, last_seen, user_id) VALUES";
+const SEEN_AGAIN: &str =
+    "ON CONFLICT (tenant_id, user_id) DO UPDATE SET last_seen = excluded.last_seen";
 const PROVISION: &str = "INSERT INTO users
     (tenant_id, id, name, email, role, avatar, status, claims_issued_at, created_at, updated_at,
      token_version)
@@ -289,12 +290,18 @@ impl UserWrites for SqlTx {
         users: &[UserId],
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        for user in users {
-            on!(self.conn(), c => sqlx::query(NOTE_SEEN)
-                .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now))
-                .execute(c).await.map(|_| ()))
-            .map_err(refusal)?;
+        if users.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let rows = values(2, 1, users.len());
+        let statement = sqlx::AssertSqlSafe(format!("{NOTE_SEEN} {rows} {SEEN_AGAIN}"));
+        on!(self.conn(), c => {
+            let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(Time(now));
+            for user in users {
+                query = query.bind(user.as_str());
+            }
+            query.execute(c).await.map(|_| ())
+        })
+        .map_err(refusal)
     }
 }
