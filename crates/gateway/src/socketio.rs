@@ -318,13 +318,14 @@ fn deny(gateway: &Gateway, connection: &Connection, token: Option<&str>, denied:
 /// A token that let nobody in is in the audit log: of the user whom it proves, or else as one that
 /// only names somebody.
 fn note(gateway: &Gateway, token: &str, denied: &Denied) {
-    let (tenant, actor, subject) = match gateway.authenticator.bearer(token) {
-        Some((tenant, user)) => (tenant, user.clone(), user),
-        None => {
-            let claimed = gateway.authenticator.claimed_user(token).unwrap_or_default();
-            (gateway.default_tenant.clone(), " unverified".into(), claimed)
-        }
-    };
+    let proven = gateway.authenticator.bearer(token).map(|(tenant, user)| {
+        let subject = user.clone();
+        (tenant, user, subject)
+    });
+    let (tenant, actor, subject) = proven.unwrap_or_else(|| {
+        let claimed = gateway.authenticator.claimed_user(token).unwrap_or_default();
+        (gateway.default_tenant.clone(), " unverified".into(), claimed)
+    });
     let reason = match denied {
         Denied::InvalidToken(reason) => reason.as_str(),
         denied => denied.as_str(),

@@ -296,6 +296,10 @@ story("a flood of bad tokens costs little, and never the honest user", {}, async
   await raw.next("44");
   await within(5000, "the connection is closed", raw.closed);
   assert.ok((await metric(server, 'carillon_closed_total{reason="refused"}')) >= 1);
+  const noted = async () => (await world.api("GET", "/v1/audit?action=auth.refused")).body.items;
+  const refusals = await eventually("it is noted", async () => (await noted()).length > 1 && noted());
+  for (const { actor, subject } of refusals) assert.deepEqual([actor, subject], [" unverified", "ana"]);
+  assert.ok(refusals.length <= 4, "a flood is counted, not listed");
   const ana = await world.person("ana");
   // What she has is not lost by what fails beside it.
   const other = ana.socket.io.socket("/chat", { auth: { token: bad } });
