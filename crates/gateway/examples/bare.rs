@@ -101,14 +101,12 @@ fn verify(auth: &Auth, key: &DecodingKey) -> Result<Claims, &'static str> {
     Ok(verified.map_err(|_| "Invalid token")?.claims)
 }
 
-#[expect(clippy::unused_async, reason = "a handler is asynchronous")]
 async fn connected(socket: SocketRef) {
     socket.on("join-room", join_room);
     socket.on("send-message", send_message);
     socket.on("heartbeat", heartbeat);
 }
 
-#[expect(clippy::unused_async, reason = "a handler is asynchronous")]
 async fn join_room(
     socket: SocketRef,
     Data(JoinRoom { room_id }): Data<JoinRoom>,
@@ -157,7 +155,6 @@ async fn send_message(
     ack.send(&sent).ok();
 }
 
-#[expect(clippy::unused_async, reason = "a handler is asynchronous")]
 async fn heartbeat(socket: SocketRef, TryData(_): TryData<Value>, ack: AckSender) {
     let timestamp = now();
     socket.emit("heartbeat-ack", &json!({ "timestamp": timestamp })).ok();
@@ -172,7 +169,7 @@ async fn main() -> anyhow::Result<()> {
     let seqs = Arc::new(Seqs::default());
     let (layer, io) = SocketIo::builder()
         .ping_interval(Duration::from_secs(25))
-        .ping_timeout(Duration::from_secs(60))
+        .ping_timeout(Duration::from_mins(1))
         .build_layer();
     let authenticate = move |socket: SocketRef, TryData(auth): TryData<Auth>| {
         let (key, seqs) = (key.clone(), seqs.clone());
