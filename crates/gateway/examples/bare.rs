@@ -91,6 +91,28 @@ struct Row<'a> {
     client_msg_id: Option<&'a str>,
 }
 
+/// What acknowledges `send-message`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Sent<'a> {
+    ok: bool,
+    id: &'a str,
+    room_id: &'a str,
+    seq: i64,
+    created_at: &'a str,
+}
+
+/// What acknowledges `join-room`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entered<'a> {
+    ok: bool,
+    room_id: &'a str,
+    seq: i64,
+    last_read_seq: i64,
+    unread_count: i64,
+}
+
 /// Milliseconds, as JavaScript writes them.
 fn now() -> String {
     format!("{:.3}", jiff::Timestamp::now())
@@ -120,9 +142,8 @@ async fn join_room(
         "hasMore": false,
     });
     socket.emit("room-joined", &joined).ok();
-    let place =
-        json!({ "ok": true, "roomId": room_id, "seq": seq, "lastReadSeq": 0, "unreadCount": 0 });
-    ack.send(&place).ok();
+    let entered = Entered { ok: true, room_id: &room_id, seq, last_read_seq: 0, unread_count: 0 };
+    ack.send(&entered).ok();
 }
 
 async fn send_message(
@@ -150,8 +171,7 @@ async fn send_message(
         client_msg_id: client_msg_id.as_deref(),
     };
     io.to(room_id.clone()).emit("receive-message", &row).await.ok();
-    let sent =
-        json!({ "ok": true, "id": id, "roomId": room_id, "seq": seq, "createdAt": created_at });
+    let sent = Sent { ok: true, id: &id, room_id: &room_id, seq, created_at: &created_at };
     ack.send(&sent).ok();
 }
 

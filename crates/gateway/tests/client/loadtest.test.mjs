@@ -5,6 +5,7 @@ import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { test } from "node:test";
 import { promisify } from "node:util";
+import { median, ratios, reaches, summary } from "../../../../scripts/statistics.mjs";
 import { API_KEY, SECRET, Server, binary } from "./harness.mjs";
 
 const generator = path.join(path.dirname(binary), "carillon-loadtest");
@@ -102,4 +103,15 @@ test("every load runs for a second and reports what is plausible", options, asyn
   } finally {
     await server.dispose();
   }
+});
+
+test("medians, and ratios of what was measured in the same round", () => {
+  assert.equal(median([3, 1, 2]), 2);
+  assert.equal(median([4, 1, 2, 3]), 2.5);
+  assert.ok(Number.isNaN(median([])));
+  assert.deepEqual(summary([5, 1, 3]), { median: 3, min: 1, max: 5 });
+  assert.deepEqual(ratios([2, 9, 4], [1, 3, 8]), [2, 3, 0.5]);
+  assert.deepEqual(ratios([2, 9, 4], [1, NaN]), [2], "a round that lacks one is left out");
+  assert.deepEqual([reaches(1.3, 1.3, "more"), reaches(1.2, 1.3, "more")], [true, false]);
+  assert.deepEqual([reaches(0.8, 1, "less"), reaches(1.1, 1, "less")], [true, false]);
 });
