@@ -4,7 +4,7 @@
 //! the COMMIT: an acknowledgement means committed.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     pin::Pin,
     sync::{
@@ -145,23 +145,43 @@ impl Caller {
 #[derive(Clone, Debug, Default)]
 pub struct Joined {
     rooms: Arc<Mutex<HashSet<RoomId>>>,
-    /// Those it was put into without having asked; they may hold rooms it is not in any more.
-    brought: Arc<Mutex<HashSet<RoomId>>>,
+    /// Those it was put into without having asked, and those it asked to leave; it may be in them
+    /// or not.
+    turned: Arc<Mutex<HashMap<RoomId, Turn>>>,
+}
+
+/// What last became of a room that a socket did not ask to be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Brought,
+    Left,
 }
 
 impl Joined {
     /// Notes whether the socket asked to be in a room or was put there.
     pub fn note_brought(&self, room: RoomId, is_brought: bool) {
-        let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turned = self.turned.lock().unwrap_or_else(PoisonError::into_inner);
         if is_brought {
-            brought.insert(room)
+            turned.insert(room, Turn::Brought)
         } else {
-            brought.remove(&room)
+            turned.remove(&room)
         };
+    }
+    /// Notes that the socket asked to leave: it is not to be put there again.
+    pub fn note_left(&self, room: RoomId) {
+        let mut turned = self.turned.lock().unwrap_or_else(PoisonError::into_inner);
+        turned.insert(room, Turn::Left);
+    }
+    fn turn(&self, room: &RoomId) -> Option<Turn> {
+        self.turned.lock().unwrap_or_else(PoisonError::into_inner).get(room).copied()
+    }
+    /// Whether the socket asked to leave the room and has not asked for it since.
+    pub fn has_left(&self, room: &RoomId) -> bool {
+        self.turn(room) == Some(Turn::Left)
     }
     /// Whether the socket was put into the room and has not asked for it since.
     pub fn was_brought(&self, room: &RoomId) -> bool {
-        self.brought.lock().unwrap_or_else(PoisonError::into_inner).contains(room)
+        self.turn(room) == Some(Turn::Brought)
     }
     pub fn contains(&self, room: &RoomId) -> bool {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner).contains(room)

@@ -96,7 +96,11 @@ pub(super) async fn show(
         room: room_id.clone(),
         at: now,
     };
-    cx.after_commit(move || app.returning.note(caller, kept));
+    let room = room_id.clone();
+    cx.after_commit(move || {
+        app.returning.note(caller, kept);
+        caller.joined.note_brought(room, false);
+    });
     Ok(Entered { room_id: room_id.clone(), seq, last_read_seq, unread_count })
 }
 

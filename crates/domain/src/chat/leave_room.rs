@@ -58,6 +58,8 @@ impl Handle for LeaveRoom {
                 cx.send(ToOthers(room_id.clone(), caller.user.clone()), &event)?;
             }
         }
+        let left = room_id.clone();
+        cx.after_commit(move || caller.joined.note_left(left));
         cx.send(ToCaller(), &RoomLeft { room_id: room_id.clone() })?;
         Ok(Left { room_id })
     }

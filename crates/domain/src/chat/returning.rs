@@ -125,7 +125,9 @@ pub async fn restore(
 ) -> Result<(), Refusal> {
     let (tenant, user, now) = (&caller.tenant, &caller.user, app.clock.now());
     let lost = app.store.read().await?.lost_rooms(tenant, user, namespace, now).await?;
-    let lost: Vec<RoomId> = lost.into_iter().filter(|room| !caller.joined.contains(room)).collect();
+    let joined = &caller.joined;
+    let is_missed = |room: &RoomId| !joined.contains(room) && !joined.has_left(room);
+    let lost: Vec<RoomId> = lost.into_iter().filter(is_missed).collect();
     if lost.is_empty() {
         return Ok(());
     }

@@ -272,7 +272,10 @@ pub async fn restore(app: &App, caller: &Caller, effects: &mut Vec<Effect>) -> R
         exams.sort_unstable();
         exams.dedup();
     }
-    exams.retain(|exam| !caller.joined.contains(&room(exam)));
+    exams.retain(|exam| {
+        let room = room(exam);
+        !caller.joined.contains(&room) && !caller.joined.has_left(&room)
+    });
     let mut result = Ok(());
     for exam in exams {
         match bring_back(app, caller, &exam, now).await {

@@ -59,6 +59,8 @@ impl Handle for LeaveExam {
             let left = Emit::counting(to, &participant_left(caller, &exam_id), room.clone())?;
             cx.record(Effect::LeaveFor(room, left));
         }
+        let left = super::room(&exam_id);
+        cx.after_commit(move || caller.joined.note_left(left));
         cx.send(ToCaller(), &ExamLeft { exam_id: exam_id.clone() })?;
         Ok(OutOfExam { exam_id })
     }

@@ -202,3 +202,24 @@ story("what was in flight when rights ended is not done", { on: POSTGRES }, asyn
   const messages = (await world.api("GET", "/v1/rooms/algebra/messages")).body.items;
   assert.deepEqual(messages.map((message) => message.message), ["first", "after"]);
 });
+
+story("a user's limits are one over twenty sockets, and stay through reconnects", {
+  env: { CARILLON_LIMITS__RATES__MESSAGE: "40/1h" },
+}, async (world) => {
+  const tabs = [];
+  for (let n = 0; n < 20; n++) tabs.push(await world.person("ana", n % 2 ? { path: "/chat" } : { transports: ["polling"] }));
+  await tabs[0].joins("algebra");
+  const send = (tab) => tab.asks("send-message", { roomId: "algebra", message: "hi" });
+  const answers = await Promise.all([...tabs, ...tabs, ...tabs].map(send));
+  assert.equal(answers.filter((answer) => answer.ok).length, 40);
+  for (const answer of answers.filter(({ ok }) => !ok)) {
+    denied(answer, "RATE_LIMITED");
+    assert.ok(answer.retryable && answer.retryAfterMs > 0);
+  }
+  for (const tab of tabs) tab.leaves();
+  const back = await world.person("ana");
+  denied(await send(back), "RATE_LIMITED");
+  const ben = await world.person("ben");
+  await ben.joins("algebra");
+  assert.equal((await send(ben)).ok, true);
+});
