@@ -116,6 +116,7 @@ const SCENARIOS = {
   },
   "idle-5000": {
     args: ["idle", "--connections", "5000"],
+    warmup: 3, // what a server does a second after a connection is done
     durable: "carillon: a user's row; node and bare keep nothing",
     figures: [{
       name: "resident bytes per idle connection", better: "less",
@@ -203,7 +204,7 @@ async function run(name, peerName, round, out) {
     const generator = start(options["generator-core"], [
       built("carillon-loadtest"), ...SCENARIOS[name].args,
       "--url", `http://${address}`, "--server-pid", String(server.pid), "--json", `${file}.json`,
-      "--warmup", `${options.warmup}s`, "--duration", `${options.seconds}s`,
+      "--warmup", `${SCENARIOS[name].warmup ?? options.warmup}s`, "--duration", `${options.seconds}s`,
     ], {}, directory);
     for (const input of [generator.stdout, generator.stderr]) {
       createInterface({ input }).on("line", (line) => log.write(`${line}\n`));
