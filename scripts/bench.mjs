@@ -17,7 +17,7 @@ const { values: options, positionals } = parseArgs({
   options: {
     rounds: { type: "string", default: "5" },
     seconds: { type: "string", default: "3" },
-    warmup: { type: "string", default: "1" },
+    warmup: { type: "string", default: "2" },
     out: { type: "string", default: path.join(root, "target/bench") },
     peers: { type: "string", default: "carillon,node,bare" },
     binaries: { type: "string", default: path.join(root, "target/release") },
@@ -149,7 +149,7 @@ const running = new Set();
 function start(core, command, env, directory) {
   const child = spawn("taskset", ["-c", core, ...command], {
     cwd: directory,
-    env: { PATH: process.env.PATH, JWT_SECRET: SECRET, CARILLON_API_KEY: API_KEY, ...env },
+    env: { PATH: process.env.PATH, JWT_SECRET: SECRET, ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });
   running.add(child);
@@ -205,7 +205,7 @@ async function run(name, peerName, round, out) {
       built("carillon-loadtest"), ...SCENARIOS[name].args,
       "--url", `http://${address}`, "--server-pid", String(server.pid), "--json", `${file}.json`,
       "--warmup", `${SCENARIOS[name].warmup ?? options.warmup}s`, "--duration", `${options.seconds}s`,
-    ], {}, directory);
+    ], { CARILLON_API_KEY: API_KEY }, directory);
     for (const input of [generator.stdout, generator.stderr]) {
       createInterface({ input }).on("line", (line) => log.write(`${line}\n`));
     }
@@ -261,10 +261,14 @@ function tell(name, reports) {
       peers: Object.fromEntries(peers.map((peer) => [peer, summary(values[peer])])) });
   }
   for (const peer of peers) {
-    const unsound = reports[peer].filter((report) => !report.isSound).length;
+    const unsound = reports[peer].filter((report) => !report.isSound);
     const busy = percent(reports[peer], (r) => r.server?.busyShare ?? NaN);
     const own = percent(reports[peer], (r) => r.generatorBusyShare);
-    const fault = unsound ? `   ${unsound} OF ${reports[peer].length} RUNS FOUND FAULT: see the logs` : "";
+    const faults = new Set(unsound.flatMap(({ balance = {} }) =>
+      ["missing", "duplicated", "outOfOrder"].filter((fault) => balance[fault] > 0)));
+    const fault = unsound.length
+      ? `   FAULT IN ${unsound.length} OF ${reports[peer].length} RUNS: ${[...faults].join(", ") || "see the logs"}`
+      : "";
     console.log(`   ${peer}: server ${busy} busy, generator ${own} busy${fault}`);
   }
   return rows;
@@ -288,7 +292,7 @@ function table(rows) {
 
 async function main() {
   if (options.list || options.help) {
-    console.log("scripts/bench [--rounds 5] [--seconds 3] [--warmup 1] [--out DIR] [--no-build]\n"
+    console.log("scripts/bench [--rounds 5] [--seconds 3] [--warmup 2] [--out DIR] [--no-build]\n"
       + "              [--peers carillon,node,bare] [--binaries DIR] [SCENARIO …]\n");
     for (const [name, { args }] of Object.entries(SCENARIOS)) {
       console.log(`${name.padEnd(18)} ${DEFAULT.includes(name) ? " " : "-"} ${args.join(" ")}`);
