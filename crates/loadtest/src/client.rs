@@ -6,20 +6,35 @@ use std::{
     future::poll_fn,
     pin::Pin,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use anyhow::{Context as _, bail, ensure};
 use carillon_domain::contract::Command;
 use futures_util::{Sink as _, Stream as _};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::sleep_until};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{Message, Utf8Bytes, protocol::WebSocketConfig},
 };
 use url::Url;
 
-/// Some sixty messages a read; the default of 128 KiB would be 600 MB for 5,000 members.
-const READ_BUFFER: usize = 16 * 1024;
+/// What a connection holds; the library's 128 KiB each would be 1.2 GB for 5,000 members.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers {
+    read: usize,
+    /// Frames go to the kernel when they fill this, or when nothing is left to be read.
+    write: usize,
+}
+
+impl Buffers {
+    /// Some forty messages a read, and every frame sent at once.
+    pub const HEARING: Self = Self { read: 16 * 1024, write: 0 };
+    /// Answers to what is read together are sent together.
+    pub const ANSWERING: Self = Self { read: 16 * 1024, write: 16 * 1024 };
+    /// A heartbeat now and then.
+    pub const IDLE: Self = Self { read: 1024, write: 0 };
+}
 
 /// A text frame, told apart by its first bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,6 +102,10 @@ impl Target {
         let websocket = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
         Ok(Self { address, websocket })
     }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
 }
 
 /// A connected socket in the namespace `/`.
@@ -97,11 +116,12 @@ pub struct Client {
 }
 
 impl Client {
-    pub async fn connect(target: &Target, token: &str) -> anyhow::Result<Self> {
+    pub async fn connect(target: &Target, token: &str, buffers: Buffers) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(&target.address).await.context("cannot connect")?;
         stream.set_nodelay(true)?;
-        // 0: frames go to the kernel when they are sent, not when a buffer is full.
-        let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER).write_buffer_size(0);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(buffers.read)
+            .write_buffer_size(buffers.write);
         let (socket, _) = client_async_with_config(&target.websocket, stream, Some(config)).await?;
         let mut client = Self { socket, last_id: 0, has_unsent: false };
 
@@ -150,14 +170,34 @@ impl Client {
         }
     }
 
+    /// Hears what comes until then, and stays alive.
+    pub async fn hear_until(&mut self, instant: Instant) -> anyhow::Result<()> {
+        if instant <= Instant::now() {
+            return Ok(());
+        }
+        let until = sleep_until(instant.into());
+        tokio::pin!(until);
+        loop {
+            tokio::select! {
+                frame = self.next() => {
+                    ensure!(Frame::parse(&frame?) != Frame::Disconnected, "disconnected");
+                }
+                () = &mut until => return Ok(()),
+            }
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<anyhow::Result<Message>> {
+        // Flushed when all that has come is read: what it made us send goes out together.
+        let polled = Pin::new(&mut self.socket).poll_next(cx);
         if self.has_unsent
+            && polled.is_pending()
             && let Poll::Ready(sent) = Pin::new(&mut self.socket).poll_flush(cx)
         {
             sent?;
             self.has_unsent = false;
         }
-        Pin::new(&mut self.socket).poll_next(cx).map(|message| match message {
+        polled.map(|message| match message {
             Some(message) => Ok(message?),
             None => bail!("the connection ended"),
         })

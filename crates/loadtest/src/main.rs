@@ -1,19 +1,28 @@
-//! Load for a Carillon server: chat fan-out, counted and timed at the receiving end; exams and
-//! boards, timed at the asking end.
+//! Load for a Carillon server, or for one that speaks as much of its contract: chat fan-out,
+//! counted and timed at the receiving end; commands, timed at the asking end; connections.
 
+mod api;
 mod asking;
 mod client;
+mod connect;
+mod echo;
+mod idle;
 mod member;
+mod notify;
 mod process;
 mod report;
 mod run;
 mod scenario;
+mod school;
+mod setup;
 mod tally;
 
-use std::{fs::File, io::BufWriter, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fmt::Display, fs::File, io::BufWriter, path::PathBuf, process::ExitCode, time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tokio::runtime::Builder;
 use url::Url;
@@ -21,10 +30,16 @@ use url::Url;
 use crate::{
     asking::Asking,
     client::Target,
+    connect::Connecting,
+    echo::Echoing,
+    idle::Idling,
     member::Pace,
+    notify::Notifying,
     process::Process,
     report::{Report, Settings},
     scenario::Scenario,
+    school::Schooling,
+    setup::Setup,
 };
 
 /// Fills chat rooms, lets some members write, and reports what arrives, how fast and whether
@@ -34,7 +49,7 @@ use crate::{
 struct Cli {
     /// Something else than chat.
     #[command(subcommand)]
-    asking: Option<Asking>,
+    load: Option<Load>,
     /// The server, as a frontend names it.
     #[arg(long, global = true, default_value = "http://127.0.0.1:3001")]
     url: Url,
@@ -47,6 +62,10 @@ struct Cli {
     /// Members of each room, all connected.
     #[arg(long, default_value_t = 100)]
     members: usize,
+    /// Users whom the members of a room are spread over; everybody is one of their own without it.
+    /// Entering makes every user known to everybody in the room: with 5,000 that takes a while.
+    #[arg(long)]
+    users: Option<usize>,
     /// Members of each room who write.
     #[arg(long, default_value_t = 1)]
     publishers: usize,
@@ -74,6 +93,23 @@ struct Cli {
     json: Option<PathBuf>,
 }
 
+/// What is done besides chat.
+#[derive(Clone, Debug, Subcommand)]
+enum Load {
+    #[command(flatten)]
+    Asking(Asking),
+    /// Users connect and go, many at once or at a rate.
+    Connect(Connecting),
+    /// Heartbeats with acknowledgements, which touch no database. Raise `limits.rates.heartbeat`.
+    Echo(Echoing),
+    /// Connections that do nothing: the server's memory for each of them, and its CPU time.
+    Idle(Idling),
+    /// The school's backend notifies everybody, again and again.
+    Notify(Notifying),
+    /// All of it at modest rates: idle students, chat, an exam, boards.
+    School(Schooling),
+}
+
 impl Cli {
     fn pace(&self) -> anyhow::Result<Pace> {
         let Some(rate) = self.rate else {
@@ -92,6 +128,7 @@ impl Cli {
             settings: Settings {
                 rooms: self.rooms,
                 members: self.members,
+                users: self.users,
                 publishers: self.publishers,
                 pace: self.pace()?,
                 warmup_seconds: self.warmup.as_secs_f64(),
@@ -112,9 +149,10 @@ impl Cli {
         runtime.block_on(scenario.run())
     }
 
-    /// `false` when anything was refused.
-    fn ask(&self, asking: &Asking) -> anyhow::Result<bool> {
-        let scenario = asking::Scenario {
+    /// `false` when anything was refused or lost.
+    fn load(&self, load: &Load) -> anyhow::Result<bool> {
+        ensure!(!self.duration.is_zero(), "--duration 0 would measure nothing");
+        let setup = Setup {
             target: Target::new(&self.url)?,
             secret: self.secret.clone(),
             warmup: self.warmup,
@@ -122,10 +160,38 @@ impl Cli {
             server: self.server_pid.map(Process::of_id),
         };
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let report = runtime.block_on(scenario.run(asking))?;
+        match load {
+            Load::Asking(asking) => {
+                let report = runtime.block_on(setup.ask(asking))?;
+                self.tell(&report, report.refused.is_empty())
+            }
+            Load::Connect(connecting) => {
+                let report = runtime.block_on(setup.storm(connecting))?;
+                self.tell(&report, report.failed.is_empty())
+            }
+            Load::Echo(echoing) => {
+                let report = runtime.block_on(setup.echo(echoing))?;
+                self.tell(&report, report.refused.is_empty())
+            }
+            Load::Idle(idling) => {
+                let report = runtime.block_on(setup.idle(idling))?;
+                self.tell(&report, report.lost == 0)
+            }
+            Load::Notify(notifying) => {
+                let report = runtime.block_on(setup.notify(notifying))?;
+                self.tell(&report, report.missing == 0 && report.duplicated == 0)
+            }
+            Load::School(schooling) => {
+                let report = runtime.block_on(setup.school(schooling))?;
+                self.tell(&report, report.is_sound())
+            }
+        }
+    }
+
+    fn tell(&self, report: &(impl Display + Serialize), is_sound: bool) -> anyhow::Result<bool> {
         print!("\n{report}");
-        self.write(&report)?;
-        Ok(report.refused.is_empty())
+        self.write(report)?;
+        Ok(is_sound)
     }
 
     fn write(&self, report: &impl Serialize) -> anyhow::Result<()> {
@@ -140,13 +206,15 @@ impl Cli {
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     ensure!(!cli.secret.is_empty(), "--secret or JWT_SECRET: what the server verifies tokens with");
-    if let Some(asking) = &cli.asking {
-        return Ok(if cli.ask(asking)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
-    let report = cli.run()?;
-    print!("\n{report}");
-    cli.write(&report)?;
-    Ok(if report.balance.is_exact() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // A connection is an open file; what the system does not allow shows when they run out.
+    rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files")?;
+    let is_sound = if let Some(load) = &cli.load {
+        cli.load(load)?
+    } else {
+        let report = cli.run()?;
+        cli.tell(&report, report.balance.is_exact())?
+    };
+    Ok(if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[cfg(test)]

@@ -258,7 +258,7 @@ impl Member {
 }
 
 /// The code of a refusal, in a reply or in the event `error`.
-fn code(arguments: &str) -> String {
+pub fn code(arguments: &str) -> String {
     let arguments: Vec<Value> = serde_json::from_str(arguments).unwrap_or_default();
     let code = arguments.iter().find_map(|argument| argument.get("code")?.as_str());
     code.unwrap_or("without a code").to_owned()

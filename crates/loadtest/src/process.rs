@@ -1,6 +1,9 @@
 //! CPU time and memory of a process, from `/proc`.
 
-use std::{fs, time::Duration};
+use std::{
+    fmt, fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 
@@ -30,6 +33,11 @@ impl Process {
         memory(&self.read("status")?).with_context(|| format!("/proc/{}/status", self.0))
     }
 
+    /// Resident bytes, of what is shared with other processes only its share.
+    pub fn proportional_bytes(&self) -> anyhow::Result<u64> {
+        bytes(&self.read("smaps_rollup")?, "Pss:").context("no PSS")
+    }
+
     fn read(&self, name: &str) -> anyhow::Result<String> {
         let path = format!("/proc/{}/{name}", self.0);
         fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
@@ -52,12 +60,57 @@ fn cpu(stat: &str) -> Option<Duration> {
 }
 
 fn memory(status: &str) -> Option<Memory> {
-    let bytes = |name: &str| -> Option<u64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-        Some(kilobytes * 1024)
-    };
-    Some(Memory { resident_bytes: bytes("VmRSS:")?, peak_bytes: bytes("VmHWM:")? })
+    Some(Memory { resident_bytes: bytes(status, "VmRSS:")?, peak_bytes: bytes(status, "VmHWM:")? })
+}
+
+fn bytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// CPU time of the server, where it is known, and of this process, at an instant.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    at: Instant,
+    server: Option<Duration>,
+    own: Duration,
+}
+
+/// What was used between two readings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Used {
+    pub seconds: f64,
+    pub server_cpu_seconds: Option<f64>,
+    pub own_cpu_seconds: f64,
+}
+
+impl Reading {
+    pub fn now(server: Option<&Process>) -> anyhow::Result<Self> {
+        Ok(Self {
+            at: Instant::now(),
+            // A server that dies is reported by what it no longer does.
+            server: server.and_then(|server| server.cpu().ok()),
+            own: Process::this().cpu()?,
+        })
+    }
+
+    pub fn since(&self, before: &Self) -> Used {
+        let cpu = self.server.zip(before.server);
+        Used {
+            seconds: (self.at - before.at).as_secs_f64(),
+            server_cpu_seconds: cpu.map(|(now, then)| now.saturating_sub(then).as_secs_f64()),
+            own_cpu_seconds: self.own.saturating_sub(before.own).as_secs_f64(),
+        }
+    }
+}
+
+impl fmt::Display for Used {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |cpu: f64| format!("{:.0} %", 100.0 * cpu / self.seconds);
+        let server = self.server_cpu_seconds.map_or_else(|| "?".into(), percent);
+        write!(f, "server {server}   generator {}", percent(self.own_cpu_seconds))
+    }
 }
 
 #[cfg(test)]
@@ -83,5 +136,20 @@ mod tests {
         let this = Process::this();
         assert!(this.cpu().is_ok());
         assert!(this.memory().unwrap().resident_bytes > 0);
+        assert!(this.proportional_bytes().unwrap() > 0);
+    }
+
+    #[test]
+    fn what_was_used_lies_between_two_readings() {
+        let at = Instant::now();
+        let reading = |milliseconds, server| Reading {
+            at: at + Duration::from_millis(milliseconds),
+            server,
+            own: Duration::from_millis(milliseconds / 2),
+        };
+        let before = reading(0, Some(Duration::from_secs(1)));
+        let used = reading(2_000, Some(Duration::from_secs(2))).since(&before);
+        assert_eq!(used.to_string(), "server 50 %   generator 50 %");
+        assert_eq!(reading(2_000, None).since(&before).server_cpu_seconds, None);
     }
 }

@@ -5,15 +5,18 @@ use std::{collections::BTreeMap, fmt};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::{member::Pace, run::per, tally::Account};
+use crate::{member::Pace, process::Memory, run::per, tally::Account};
 
 /// What was done.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
     pub rooms: usize,
-    /// Of each room; every one is a user of their own.
+    /// Of each room, all connected.
     pub members: usize,
+    /// Whom the members of a room are spread over; each is one of their own without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users: Option<usize>,
     /// Of each room; the first of its members.
     pub publishers: usize,
     pub pace: Pace,
@@ -80,6 +83,22 @@ pub struct Balance {
     pub lost: BTreeMap<String, u64>,
 }
 
+impl Server {
+    pub fn of(memory: Memory, busy_share: f64) -> Self {
+        let Memory { resident_bytes, peak_bytes } = memory;
+        Self { busy_share, resident_bytes, peak_bytes }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mebibytes = |bytes| per(bytes, f64::from(1 << 20));
+        let (now, peak) = (mebibytes(self.resident_bytes), mebibytes(self.peak_bytes));
+        let busy = 100.0 * self.busy_share;
+        write!(f, "{busy:.0} % of a core, {now:.1} MiB resident, {peak:.1} MiB at most")
+    }
+}
+
 impl Latency {
     pub fn of(microseconds: &Histogram<u64>) -> Self {
         let at = |quantile| per(microseconds.value_at_quantile(quantile), 1_000.0);
@@ -140,13 +159,7 @@ impl fmt::Display for Report {
         match (&self.server, self.deliveries_per_cpu_second) {
             (Some(server), Some(per_second)) => {
                 row("per CPU-second of the server", &format_args!("{per_second:.0}"))?;
-                row("server CPU", &format_args!("{:.0} %", 100.0 * server.busy_share))?;
-                let mebibytes = |bytes| per(bytes, f64::from(1 << 20));
-                let (now, peak) = (mebibytes(server.resident_bytes), mebibytes(server.peak_bytes));
-                row(
-                    "server memory",
-                    &format_args!("{now:.1} MiB resident, {peak:.1} MiB at most"),
-                )?;
+                row("server", server)?;
             }
             _ => row("server CPU and memory", &"unknown without --server-pid")?,
         }
@@ -174,6 +187,7 @@ mod tests {
             settings: Settings {
                 rooms: 1,
                 members: 1_000,
+                users: None,
                 publishers: 1,
                 pace: Pace::InFlight(4),
                 warmup_seconds: 2.0,

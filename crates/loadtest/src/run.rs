@@ -5,12 +5,12 @@ use std::{
         Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use hdrhistogram::{CreationError, Histogram};
 
-use crate::process::Process;
+use crate::process::{Process, Reading, Used};
 
 /// Latencies from 1 µs to a minute, to three digits.
 const MAX_LATENCY_MICROSECONDS: u64 = 60_000_000;
@@ -97,13 +97,10 @@ impl Run {
     /// Everything counted, and the CPU time used, up to now.
     pub fn count(&self, server: Option<&Process>) -> anyhow::Result<Count> {
         Ok(Count {
-            at: Instant::now(),
             acknowledged: self.acknowledged.get(),
             delivered: self.delivered.get(),
             other: self.other.get(),
-            // A server that dies is reported by what it no longer delivers.
-            server_cpu: server.and_then(|server| server.cpu().ok()),
-            own_cpu: Process::this().cpu()?,
+            reading: Reading::now(server)?,
         })
     }
 }
@@ -111,35 +108,28 @@ impl Run {
 /// The counters at an instant.
 #[derive(Clone, Copy, Debug)]
 pub struct Count {
-    at: Instant,
     acknowledged: u64,
     delivered: u64,
     other: u64,
-    server_cpu: Option<Duration>,
-    own_cpu: Duration,
+    reading: Reading,
 }
 
 /// What was counted between two instants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Span {
-    pub seconds: f64,
     pub acknowledged: u64,
     pub delivered: u64,
     pub other: u64,
-    pub server_cpu_seconds: Option<f64>,
-    pub own_cpu_seconds: f64,
+    pub used: Used,
 }
 
 impl Count {
     pub fn since(&self, before: &Self) -> Span {
-        let cpu = self.server_cpu.zip(before.server_cpu);
         Span {
-            seconds: (self.at - before.at).as_secs_f64(),
             acknowledged: self.acknowledged - before.acknowledged,
             delivered: self.delivered - before.delivered,
             other: self.other - before.other,
-            server_cpu_seconds: cpu.map(|(now, then)| now.saturating_sub(then).as_secs_f64()),
-            own_cpu_seconds: self.own_cpu.saturating_sub(before.own_cpu).as_secs_f64(),
+            used: self.reading.since(&before.reading),
         }
     }
 }
@@ -153,6 +143,8 @@ pub fn per(count: u64, of: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn run(measured: Duration, end: Duration) -> Run {
@@ -181,6 +173,6 @@ mod tests {
         run.acknowledged.increment();
         let span = run.count(None).unwrap().since(&before);
         assert_eq!((span.acknowledged, span.delivered, span.other), (1, 1, 0));
-        assert_eq!(span.server_cpu_seconds, None);
+        assert_eq!(span.used.server_cpu_seconds, None);
     }
 }

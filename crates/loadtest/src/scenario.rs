@@ -18,11 +18,11 @@ use tokio::{
 };
 
 use crate::{
-    client::{Client, Target},
+    client::{Buffers, Client, Target},
     member::{Member, Outcome, Pace, Publisher},
     process::Process,
     report::{Balance, Latency, Report, Server, Settings},
-    run::{Run, Schedule, Span, per},
+    run::{Run, Schedule, per},
     tally::Accepted,
 };
 
@@ -46,6 +46,13 @@ pub struct Scenario {
     pub server: Option<Process>,
 }
 
+/// Everybody in their rooms, waiting to begin.
+pub struct Gathered {
+    run: Arc<Run>,
+    signals: Signals,
+    tasks: JoinSet<(usize, Outcome)>,
+}
+
 /// What every task of a run waits for.
 struct Signals {
     start: watch::Sender<()>,
@@ -65,20 +72,17 @@ struct Claims<'a> {
 impl Scenario {
     /// Connects everybody, lets them talk, and counts.
     pub async fn run(&self) -> anyhow::Result<Report> {
-        let settings = &self.settings;
-        ensure!(
-            settings.rooms > 0 && (1..=settings.members).contains(&settings.publishers),
-            "a room has at least one publisher, and its publishers are members"
-        );
         if let Some(server) = &self.server {
             server.cpu().context("--server-pid")?;
         }
-        let run = Arc::new(Run::new()?);
-        let signals = Signals { start: watch::Sender::new(()), stop: watch::Sender::new(()) };
-        let mut tasks = self.gather(&run, &signals).await?;
-        quiet(&run).await;
+        let gathered = self.gather().await?;
+        self.measure(gathered, Instant::now()).await
+    }
 
-        let start = Instant::now();
+    /// Lets those who are in their rooms talk from then on, and counts.
+    pub async fn measure(&self, gathered: Gathered, start: Instant) -> anyhow::Result<Report> {
+        let settings = &self.settings;
+        let Gathered { run, signals, mut tasks } = gathered;
         let measured = start + Duration::from_secs_f64(settings.warmup_seconds);
         let end = measured + Duration::from_secs_f64(settings.measured_seconds);
         ensure!(run.schedule.set(Schedule { start, measured, end }).is_ok(), "started twice");
@@ -96,43 +100,46 @@ impl Scenario {
             outcomes.push(outcome?);
         }
 
-        let latencies = run.latencies();
+        let (latencies, used) = (run.latencies(), span.used);
         Ok(Report {
             settings: settings.clone(),
-            acknowledged_per_second: per(span.acknowledged, span.seconds),
-            deliveries_per_second: per(span.delivered, span.seconds),
-            deliveries_per_cpu_second: span.server_cpu_seconds.map(|cpu| per(span.delivered, cpu)),
+            acknowledged_per_second: per(span.acknowledged, used.seconds),
+            deliveries_per_second: per(span.delivered, used.seconds),
+            deliveries_per_cpu_second: used.server_cpu_seconds.map(|cpu| per(span.delivered, cpu)),
             reply: Latency::of(&latencies.reply),
             delivery: Latency::of(&latencies.delivery),
             sending: matches!(settings.pace, Pace::PerSecond(_))
                 .then(|| Latency::of(&latencies.sending)),
-            server: memory.zip(span.server_cpu_seconds).map(|(memory, cpu)| Server {
-                busy_share: cpu / span.seconds,
-                resident_bytes: memory.resident_bytes,
-                peak_bytes: memory.peak_bytes,
-            }),
-            generator_busy_share: self.busy_share(&span),
+            server: memory
+                .zip(used.server_cpu_seconds)
+                .map(|(memory, cpu)| Server::of(memory, cpu / used.seconds)),
+            generator_busy_share: used.own_cpu_seconds
+                / per(settings.threads as u64, 1.0)
+                / used.seconds,
             other_frames: span.other,
             balance: balance(outcomes, run.delivered.get()),
         })
     }
 
-    /// Everybody connected and in their room, each a task.
-    async fn gather(
-        &self,
-        run: &Arc<Run>,
-        signals: &Signals,
-    ) -> anyhow::Result<JoinSet<(usize, Outcome)>> {
+    /// Everybody connected and in their room, each a task, and quiet.
+    pub async fn gather(&self) -> anyhow::Result<Gathered> {
+        let Settings { rooms, members, users, publishers, .. } = self.settings;
+        ensure!(
+            rooms > 0 && (1..=members).contains(&publishers),
+            "a room has at least one publisher, and its publishers are members"
+        );
+        ensure!(users != Some(0), "--users 0 would leave nobody to be a member");
+        let run = Arc::new(Run::new()?);
+        let signals = Signals { start: watch::Sender::new(()), stop: watch::Sender::new(()) };
         let began = Instant::now();
         // New rooms and users every time: what earlier runs left behind changes nothing.
         let name = format!("load-{:x}", jiff::Timestamp::now().as_millisecond());
-        let name = name.as_str();
-        let rooms = self.settings.rooms;
-        let total = rooms * self.settings.members;
+        let (name, shared) = (name.as_str(), &run);
+        let total = rooms * members;
         // Round the rooms, so that they fill together.
         let mut entering = stream::iter((0..total).map(|place| (place % rooms, place / rooms)))
             .map(|(room, seat)| async move {
-                self.enter(run, name, room, seat).await.map(|member| (room, member))
+                self.enter(shared, name, room, seat).await.map(|member| (room, member))
             })
             .buffer_unordered(ARRIVING);
 
@@ -148,8 +155,10 @@ impl Scenario {
                 println!("{:>7} of {total} members in their rooms", tasks.len());
             }
         }
+        drop(entering);
         println!("{total:>7} members in their rooms after {:.1} s", began.elapsed().as_secs_f64());
-        Ok(tasks)
+        quiet(&run).await;
+        Ok(Gathered { run, signals, tasks })
     }
 
     async fn enter(
@@ -159,14 +168,15 @@ impl Scenario {
         room: usize,
         seat: usize,
     ) -> anyhow::Result<Member> {
-        let Settings { rooms, publishers, pace, .. } = self.settings;
-        let token = token(&self.secret, &format!("{name}-{room}-{seat}"))?;
+        let Settings { rooms, users, publishers, pace, .. } = self.settings;
+        let user = users.map_or(seat, |users| seat % users);
+        let token = token(&self.secret, &format!("{name}-{room}-{user}"))?;
         let room_id = RoomId::new(format!("{name}-{room}"))?;
         let publisher = (seat < publishers).then(|| {
             let (turn, of) = (seat * rooms + room, publishers * rooms);
             Publisher::new(room_id.clone(), seat, turn as u64, of as u64, pace)
         });
-        let client = Client::connect(&self.target, &token).await?;
+        let client = Client::connect(&self.target, &token, Buffers::HEARING).await?;
         Member::enter(client, run.clone(), room_id, publishers, publisher).await
     }
 
@@ -180,29 +190,20 @@ impl Scenario {
             sleep_until(next.into()).await;
             let now = run.count(server)?;
             let span = now.since(&before);
-            if span.seconds > 0.1 {
-                println!("{}{remark}", self.progress(&span));
+            if span.used.seconds > 0.1 {
+                let rate = |count| per(count, span.used.seconds);
+                let (acknowledged, delivered) = (rate(span.acknowledged), rate(span.delivered));
+                let used = span.used;
+                println!(
+                    "{acknowledged:>7.0} acknowledged/s {delivered:>9.0} delivered/s   \
+                     {used}{remark}"
+                );
             }
             before = now;
             if next >= until {
                 return Ok(());
             }
         }
-    }
-
-    fn progress(&self, span: &Span) -> String {
-        let server = span.server_cpu_seconds.map(|cpu| 100.0 * cpu / span.seconds);
-        format!(
-            "{:>7.0} acknowledged/s {:>9.0} delivered/s   server {} %   generator {:.0} %",
-            per(span.acknowledged, span.seconds),
-            per(span.delivered, span.seconds),
-            server.map_or_else(|| "?".into(), |percent| format!("{percent:.0}")),
-            100.0 * self.busy_share(span),
-        )
-    }
-
-    fn busy_share(&self, span: &Span) -> f64 {
-        span.own_cpu_seconds / per(self.settings.threads as u64, 1.0) / span.seconds
     }
 
     /// Waits until all is answered and delivered, or nothing moves any more.
