@@ -83,7 +83,6 @@ impl AsyncWrite for SharedTcp {
 
 /// What waits for a client beside the engine.
 pub struct Outlet {
-    tcp: Arc<TcpStream>,
     /// Which of the tasks that write flushes it.
     pub writer: usize,
     /// Whether somebody waits until the client takes more.
@@ -95,6 +94,8 @@ pub struct Outlet {
 
 #[derive(Default)]
 struct State {
+    /// Let go of when the connection is over: the client is to see it close.
+    tcp: Option<Arc<TcpStream>>,
     way: Way,
     /// The first may be written in part.
     frames: VecDeque<Bytes>,
@@ -157,7 +158,8 @@ pub enum Flushed {
 impl Outlet {
     pub fn new(tcp: Arc<TcpStream>, writer: usize) -> Self {
         let (is_promised, is_waited_for) = Default::default();
-        Self { tcp, writer, is_promised, is_waited_for, state: Mutex::default() }
+        let state = State { tcp: Some(tcp), ..State::default() };
+        Self { writer, is_promised, is_waited_for, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -239,10 +241,11 @@ impl Outlet {
         if state.engine_has_begun {
             return Ok(Flushed::All(0));
         }
-        self.write(&mut state)
+        Self::write(&mut state)
     }
 
-    fn write(&self, state: &mut State) -> io::Result<Flushed> {
+    fn write(state: &mut State) -> io::Result<Flushed> {
+        let Some(tcp) = state.tcp.clone() else { return Ok(Flushed::All(0)) };
         let mut total = 0;
         loop {
             let ready = state.ready().min(AT_ONCE);
@@ -253,7 +256,7 @@ impl Outlet {
             for (slice, frame) in slices.iter_mut().zip(state.frames.iter().take(ready)) {
                 *slice = IoSlice::new(frame);
             }
-            match self.tcp.try_write_vectored(&slices[..ready]) {
+            match tcp.try_write_vectored(&slices[..ready]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     state.advance(written);
@@ -274,7 +277,7 @@ impl Outlet {
         if state.engine_has_begun {
             return Ok(Flushed::All(0));
         }
-        self.write(&mut state)
+        Self::write(&mut state)
     }
 
     /// The engine writes, under the lock. What it has is written as far as `write` says: to its
@@ -290,7 +293,8 @@ impl Outlet {
 
     /// Whether the client may take more; wakes the engine when it does.
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp.poll_write_ready(cx)
+        let tcp = self.lock().tcp.clone();
+        tcp.map_or(Poll::Ready(Ok(())), |tcp| tcp.poll_write_ready(cx))
     }
 
     /// Whether frames are left that may be written.
@@ -301,7 +305,11 @@ impl Outlet {
 
     /// Waits until the client may take more.
     pub async fn writable(&self) -> io::Result<()> {
-        self.tcp.writable().await
+        let tcp = self.lock().tcp.clone();
+        match tcp {
+            Some(tcp) => tcp.writable().await,
+            None => Ok(()),
+        }
     }
 }
 
