@@ -112,7 +112,7 @@ impl AuditRow {
 #[async_trait]
 impl ApiReads for SqlTx {
     async fn api_key(&mut self, hash: &str) -> Result<Option<StoredKey>, Refusal> {
-        let row: Option<KeyRow> = on!(self.conn(), c => sqlx::query_as(KEY)
+        let row: Option<KeyRow> = on!(self.conn().await?, c => sqlx::query_as(KEY)
             .bind(hash).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(KeyRow::key).transpose()
@@ -120,7 +120,8 @@ impl ApiReads for SqlTx {
 
     async fn api_keys(&mut self) -> Result<Vec<StoredKey>, Refusal> {
         let rows: Vec<KeyRow> =
-            on!(self.conn(), c => sqlx::query_as(KEYS).fetch_all(c).await).map_err(refusal)?;
+            on!(self.conn().await?, c => sqlx::query_as(KEYS).fetch_all(c).await)
+                .map_err(refusal)?;
         rows.into_iter().map(KeyRow::key).collect()
     }
 
@@ -130,7 +131,7 @@ impl ApiReads for SqlTx {
         actor: &str,
         key: &str,
     ) -> Result<Option<KeptReply>, Refusal> {
-        let row: Option<(String, i64, String)> = on!(self.conn(), c => sqlx::query_as(KEPT)
+        let row: Option<(String, i64, String)> = on!(self.conn().await?, c => sqlx::query_as(KEPT)
             .bind(tenant.as_str()).bind(actor).bind(key).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(|(fingerprint, status, body)| {
@@ -148,7 +149,7 @@ impl ApiReads for SqlTx {
         limit: u32,
     ) -> Result<Vec<AuditEntry>, Refusal> {
         let statement = if filter.user.is_some() { AUDITED_OF } else { AUDITED };
-        let rows: Vec<AuditRow> = on!(self.conn(), c => {
+        let rows: Vec<AuditRow> = on!(self.conn().await?, c => {
             let query = sqlx::query_as(statement)
                 .bind(tenant.as_str()).bind(before).bind(i64::from(limit))
                 .bind(filter.action.as_deref().unwrap_or_default());
@@ -167,7 +168,7 @@ impl ApiReads for SqlTx {
 impl ApiWrites for SqlTx {
     async fn insert_api_key(&mut self, key: &StoredKey) -> Result<bool, Refusal> {
         let StoredKey { holder, hash, created_at, .. } = key;
-        on!(self.conn(), c => sqlx::query(INSERT_KEY)
+        on!(self.conn().await?, c => sqlx::query(INSERT_KEY)
             .bind(holder.tenant.as_str()).bind(&holder.name).bind(hash)
             .bind(holder.rights.to_string()).bind(Time(*created_at))
             .execute(c).await.map(|done| done.rows_affected() > 0))
@@ -180,7 +181,7 @@ impl ApiWrites for SqlTx {
         name: &str,
         now: Timestamp,
     ) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(REVOKE_KEY)
+        on!(self.conn().await?, c => sqlx::query(REVOKE_KEY)
             .bind(tenant.as_str()).bind(name).bind(Time(now))
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)
@@ -194,7 +195,7 @@ impl ApiWrites for SqlTx {
         reply: &KeptReply,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(KEEP)
+        on!(self.conn().await?, c => sqlx::query(KEEP)
             .bind(tenant.as_str()).bind(actor).bind(key).bind(&reply.fingerprint)
             .bind(i64::from(reply.status)).bind(&reply.body).bind(Time(now))
             .execute(c).await.map(|_| ()))
@@ -202,7 +203,7 @@ impl ApiWrites for SqlTx {
     }
 
     async fn forget_replies(&mut self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
-        on!(self.conn(), c => sqlx::query(FORGET)
+        on!(self.conn().await?, c => sqlx::query(FORGET)
             .bind(Time(before)).bind(i64::from(limit))
             .execute(c).await.map(|done| done.rows_affected()))
         .map_err(refusal)
@@ -217,7 +218,7 @@ impl ApiWrites for SqlTx {
         subject: &str,
         details: &str,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(AUDIT)
+        on!(self.conn().await?, c => sqlx::query(AUDIT)
             .bind(tenant.as_str()).bind(Time(at)).bind(actor).bind(action).bind(subject)
             .bind(details).execute(c).await.map(|_| ()))
         .map_err(refusal)

@@ -1,5 +1,7 @@
 //! Rooms, members and messages.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use carillon_domain::{
     MessageId, Refusal, RoomId, Seq, TenantId, Timestamp, UserId,
@@ -9,9 +11,11 @@ use carillon_domain::{
 };
 
 use crate::{
+    batch::Message,
     error::refusal,
+    rows::Rows,
     time::Time,
-    tx::{SqlTx, on},
+    tx::{Held, SqlTx, on},
 };
 
 const ROOM: &str = "SELECT id, type AS kind, last_seq FROM chat_rooms
@@ -59,12 +63,22 @@ const REMOVE_MEMBER: &str = "DELETE FROM chat_members
     WHERE tenant_id = $1 AND room_id = $2 AND user_id = $3";
 const COUNT_OUT: &str = "UPDATE chat_rooms SET member_count = member_count - 1
     WHERE tenant_id = $1 AND id = $2";
-const NEXT_SEQ: &str = "UPDATE chat_rooms SET last_seq = last_seq + 1
-    WHERE tenant_id = $1 AND id = $2 RETURNING last_seq, member_count";
-const INSERT: &str = "INSERT INTO chat_messages
-    (tenant_id, id, room_id, seq, sender_id, sender_name, sender_avatar, message, message_type,
-     file_url, file_name, file_size, client_msg_id, created_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
+const NEWEST: &str = "SELECT last_seq, member_count FROM chat_rooms
+    WHERE tenant_id = $1 AND id = $2";
+static RAISE: Rows = Rows::new(
+    "UPDATE chat_rooms SET last_seq = v.column3 FROM (VALUES",
+    0,
+    3,
+    ") v WHERE chat_rooms.tenant_id = v.column1 AND chat_rooms.id = v.column2",
+);
+static INSERT: Rows = Rows::new(
+    "INSERT INTO chat_messages
+        (tenant_id, id, room_id, seq, sender_id, sender_name, sender_avatar, message,
+         message_type, file_url, file_name, file_size, client_msg_id, created_at) VALUES",
+    0,
+    14,
+    "",
+);
 const ADVANCE: &str = "UPDATE chat_members SET last_read_seq = $4
     WHERE tenant_id = $1 AND room_id = $2 AND user_id = $3 AND last_read_seq < $4";
 const MARK: &str = "UPDATE chat_messages SET is_read = TRUE
@@ -119,7 +133,52 @@ struct RoomRow {
     created_at: Time,
 }
 
+/// Writes messages, and how far their rooms have come.
+pub(crate) async fn write(held: &mut Held, messages: &[Message]) -> Result<(), sqlx::Error> {
+    for (statement, part) in INSERT.parts(messages) {
+        on!(held.statement(), c => {
+            let mut query = sqlx::query(statement);
+            for Message { tenant, message: of, .. } in part {
+                query = query
+                    .bind(tenant.as_str()).bind(of.id.as_str()).bind(of.room_id.as_str())
+                    .bind(of.seq.0).bind(of.sender_id.as_str()).bind(&of.sender_name)
+                    .bind(&of.sender_avatar).bind(&of.message).bind(&of.message_type)
+                    .bind(&of.file_url).bind(&of.file_name).bind(of.file_size)
+                    .bind(&of.client_msg_id).bind(Time(of.created_at));
+            }
+            query.execute(c).await.map(|_| ())
+        })?;
+    }
+    let rooms: BTreeMap<_, _> = messages
+        .iter()
+        .map(|Message { tenant, message: of, .. }| {
+            ((tenant.as_str(), of.room_id.as_str()), of.seq.0)
+        })
+        .collect();
+    let rooms: Vec<_> = rooms.into_iter().collect();
+    for (statement, part) in RAISE.parts(&rooms) {
+        on!(held.statement(), c => {
+            let query = part.iter().fold(sqlx::query(statement), |query, ((tenant, room), seq)| {
+                query.bind(*tenant).bind(*room).bind(*seq)
+            });
+            query.execute(c).await.map(|_| ())
+        })?;
+    }
+    Ok(())
+}
+
 impl SqlTx {
+    /// The number of the room's newest message, and how many members it has.
+    async fn newest(&mut self, tenant: &TenantId, room: &RoomId) -> Result<(i64, i64), Refusal> {
+        if let Some(newest) = self.batch()?.newest_in(tenant, room) {
+            return Ok((newest.message.seq.0, newest.member_count));
+        }
+        let found: Option<(i64, i64)> = on!(self.peek(), c => sqlx::query_as(NEWEST)
+            .bind(tenant.as_str()).bind(room.as_str()).fetch_optional(c).await)
+        .map_err(refusal)?;
+        found.ok_or(Refusal::NotAMember)
+    }
+
     async fn page(
         &mut self,
         statement: &'static str,
@@ -128,7 +187,7 @@ impl SqlTx {
         from: Seq,
         limit: u32,
     ) -> Result<Vec<ChatMessage>, Refusal> {
-        let rows: Vec<Row> = on!(self.conn(), c => sqlx::query_as(statement)
+        let rows: Vec<Row> = on!(self.conn().await?, c => sqlx::query_as(statement)
             .bind(tenant.as_str()).bind(room.as_str()).bind(from.0).bind(i64::from(limit))
             .fetch_all(c).await)
         .map_err(refusal)?;
@@ -155,7 +214,7 @@ impl ChatReads for SqlTx {
         tenant: &TenantId,
         room: &RoomId,
     ) -> Result<Option<ChatRoom>, Refusal> {
-        let row: Option<(String, String, i64)> = on!(self.conn(), c => sqlx::query_as(ROOM)
+        let row: Option<(String, String, i64)> = on!(self.conn().await?, c => sqlx::query_as(ROOM)
             .bind(tenant.as_str()).bind(room.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(|(id, kind, last_seq)| {
@@ -173,7 +232,7 @@ impl ChatReads for SqlTx {
         after: &str,
         limit: u32,
     ) -> Result<Vec<RoomView>, Refusal> {
-        let rows: Vec<RoomRow> = on!(self.conn(), c => sqlx::query_as(ROOMS)
+        let rows: Vec<RoomRow> = on!(self.conn().await?, c => sqlx::query_as(ROOMS)
             .bind(tenant.as_str()).bind(after).bind(i64::from(limit)).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter()
@@ -191,7 +250,7 @@ impl ChatReads for SqlTx {
     }
 
     async fn members(&mut self, tenant: &TenantId, room: &RoomId) -> Result<Vec<UserId>, Refusal> {
-        let rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(MEMBERS)
+        let rows: Vec<String> = on!(self.peek(), c => sqlx::query_scalar(MEMBERS)
             .bind(tenant.as_str()).bind(room.as_str()).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(|id| UserId::new(id).map_err(Refusal::internal)).collect()
@@ -203,7 +262,7 @@ impl ChatReads for SqlTx {
         room: &RoomId,
         user: &UserId,
     ) -> Result<bool, Refusal> {
-        let row: Option<i32> = on!(self.conn(), c => sqlx::query_scalar(IS_MEMBER)
+        let row: Option<i32> = on!(self.peek(), c => sqlx::query_scalar(IS_MEMBER)
             .bind(tenant.as_str()).bind(room.as_str()).bind(user.as_str())
             .fetch_optional(c).await)
         .map_err(refusal)?;
@@ -216,7 +275,7 @@ impl ChatReads for SqlTx {
         user: &UserId,
         limit: u32,
     ) -> Result<Vec<RoomId>, Refusal> {
-        let rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(ROOMS_OF)
+        let rows: Vec<String> = on!(self.conn().await?, c => sqlx::query_scalar(ROOMS_OF)
             .bind(tenant.as_str()).bind(user.as_str()).bind(i64::from(limit))
             .fetch_all(c).await)
         .map_err(refusal)?;
@@ -248,7 +307,7 @@ impl ChatReads for SqlTx {
         tenant: &TenantId,
         message: &MessageId,
     ) -> Result<Option<ChatMessage>, Refusal> {
-        let row: Option<Row> = on!(self.conn(), c => sqlx::query_as(BY_ID)
+        let row: Option<Row> = on!(self.conn().await?, c => sqlx::query_as(BY_ID)
             .bind(tenant.as_str()).bind(message.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(Row::message).transpose()
@@ -260,7 +319,12 @@ impl ChatReads for SqlTx {
         sender: &UserId,
         client_msg_id: &str,
     ) -> Result<Option<ChatMessage>, Refusal> {
-        let row: Option<Row> = on!(self.conn(), c => sqlx::query_as(BY_CLIENT_ID)
+        if let Self::Loan(loan) = self
+            && let Some(message) = loan.batch().by_client_id(tenant, sender, client_msg_id)
+        {
+            return Ok(Some(message.clone()));
+        }
+        let row: Option<Row> = on!(self.peek(), c => sqlx::query_as(BY_CLIENT_ID)
             .bind(tenant.as_str()).bind(sender.as_str()).bind(client_msg_id)
             .fetch_optional(c).await)
         .map_err(refusal)?;
@@ -273,7 +337,7 @@ impl ChatReads for SqlTx {
         room: &RoomId,
         user: &UserId,
     ) -> Result<Unread, Refusal> {
-        let row: Option<(i64, i64, i64)> = on!(self.conn(), c => sqlx::query_as(UNREAD)
+        let row: Option<(i64, i64, i64)> = on!(self.conn().await?, c => sqlx::query_as(UNREAD)
             .bind(tenant.as_str()).bind(room.as_str()).bind(user.as_str())
             .fetch_optional(c).await)
         .map_err(refusal)?;
@@ -291,7 +355,7 @@ impl ChatWrites for SqlTx {
         kind: RoomKind,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(CREATE_ROOM)
+        on!(self.conn().await?, c => sqlx::query(CREATE_ROOM)
             .bind(tenant.as_str()).bind(room.as_str()).bind(format!("Room {room}"))
             .bind(kind.as_str()).bind(Time(now)).execute(c).await.map(|_| ()))
         .map_err(refusal)
@@ -304,12 +368,12 @@ impl ChatWrites for SqlTx {
         user: &UserId,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        let is_new = on!(self.conn(), c => sqlx::query(ADD_MEMBER)
+        let is_new = on!(self.conn().await?, c => sqlx::query(ADD_MEMBER)
             .bind(tenant.as_str()).bind(room.as_str()).bind(user.as_str()).bind(Time(now))
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)?;
         if is_new {
-            on!(self.conn(), c => sqlx::query(COUNT_MEMBER)
+            on!(self.conn().await?, c => sqlx::query(COUNT_MEMBER)
                 .bind(tenant.as_str()).bind(room.as_str()).execute(c).await.map(|_| ()))
             .map_err(refusal)?;
         }
@@ -322,12 +386,12 @@ impl ChatWrites for SqlTx {
         room: &RoomId,
         user: &UserId,
     ) -> Result<(), Refusal> {
-        let was_member = on!(self.conn(), c => sqlx::query(REMOVE_MEMBER)
+        let was_member = on!(self.conn().await?, c => sqlx::query(REMOVE_MEMBER)
             .bind(tenant.as_str()).bind(room.as_str()).bind(user.as_str())
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)?;
         if was_member {
-            on!(self.conn(), c => sqlx::query(COUNT_OUT)
+            on!(self.conn().await?, c => sqlx::query(COUNT_OUT)
                 .bind(tenant.as_str()).bind(room.as_str()).execute(c).await.map(|_| ()))
             .map_err(refusal)?;
         }
@@ -339,17 +403,7 @@ impl ChatWrites for SqlTx {
         tenant: &TenantId,
         new: NewMessage,
     ) -> Result<(ChatMessage, i64), Refusal> {
-        let next: Option<(i64, i64)> = on!(self.conn(), c => sqlx::query_as(NEXT_SEQ)
-            .bind(tenant.as_str()).bind(new.room.as_str()).fetch_optional(c).await)
-        .map_err(refusal)?;
-        let (seq, member_count) = next.ok_or(Refusal::NotAMember)?;
-        on!(self.conn(), c => sqlx::query(INSERT)
-            .bind(tenant.as_str()).bind(new.id.as_str()).bind(new.room.as_str()).bind(seq)
-            .bind(new.sender.as_str()).bind(&new.sender_name).bind(&new.sender_avatar)
-            .bind(&new.message).bind(&new.message_type).bind(&new.file_url)
-            .bind(&new.file_name).bind(new.file_size).bind(&new.client_msg_id)
-            .bind(Time(new.created_at)).execute(c).await.map(|_| ()))
-        .map_err(refusal)?;
+        let (newest, member_count) = self.newest(tenant, &new.room).await?;
         let message = ChatMessage {
             id: new.id,
             room_id: new.room,
@@ -363,9 +417,14 @@ impl ChatWrites for SqlTx {
             file_size: new.file_size,
             is_read: false,
             created_at: new.created_at,
-            seq: Seq(seq),
+            seq: Seq(newest + 1),
             client_msg_id: new.client_msg_id,
         };
+        self.batch()?.add_message(Message {
+            tenant: tenant.clone(),
+            message: message.clone(),
+            member_count,
+        });
         Ok((message, member_count))
     }
 
@@ -376,14 +435,14 @@ impl ChatWrites for SqlTx {
         user: &UserId,
         seq: Seq,
     ) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(ADVANCE)
+        on!(self.conn().await?, c => sqlx::query(ADVANCE)
             .bind(tenant.as_str()).bind(room.as_str()).bind(user.as_str()).bind(seq.0)
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)
     }
 
     async fn mark_read(&mut self, tenant: &TenantId, message: &MessageId) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(MARK)
+        on!(self.conn().await?, c => sqlx::query(MARK)
             .bind(tenant.as_str()).bind(message.as_str())
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)

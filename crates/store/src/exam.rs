@@ -17,8 +17,9 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     error::refusal,
+    rows::Rows,
     time::Time,
-    tx::{ConnRef, SqlTx, on, values},
+    tx::{SqlTx, on},
 };
 
 macro_rules! exam_columns {
@@ -127,8 +128,12 @@ const ANSWER_VERSION: &str = "SELECT version FROM exam_answers
 
 const JOURNAL: &str = "SELECT seq, at, kind, actor, body, hash FROM exam_journal
     WHERE tenant_id = $1 AND session_id = $2 AND seq > $3 ORDER BY seq LIMIT $4";
-const APPEND: &str = "INSERT INTO exam_journal
-    (tenant_id, session_id, seq, at, kind, actor, body, hash) VALUES";
+static APPEND: Rows = Rows::new(
+    "INSERT INTO exam_journal (tenant_id, session_id, seq, at, kind, actor, body, hash) VALUES",
+    2,
+    6,
+    "",
+);
 
 macro_rules! result_columns {
     ($before:literal, $after:literal) => {
@@ -370,7 +375,7 @@ impl SqlTx {
     /// A statement that locks what it reads: on `PostgreSQL` it says so, on `SQLite` a transaction
     /// that writes is alone anyway.
     fn locking(&mut self, statement: &'static str) -> sqlx::AssertSqlSafe<String> {
-        let is_postgres = matches!(self.conn().conn, ConnRef::Postgres(_));
+        let is_postgres = !self.is_sqlite();
         sqlx::AssertSqlSafe(if is_postgres {
             format!("{statement} FOR UPDATE")
         } else {
@@ -394,7 +399,7 @@ impl SqlTx {
             ("staff", listed(|part| part.is_staff)?),
         ];
         for (name, listed) in &parts {
-            on!(self.conn(), c => sqlx::query(statement)
+            on!(self.conn().await?, c => sqlx::query(statement)
                 .bind(tenant.as_str()).bind(exam.as_str()).bind(listed).bind(*name)
                 .execute(c).await.map(|_| ()))
             .map_err(refusal)?;
@@ -408,7 +413,7 @@ impl SqlTx {
         exam: &ExamId,
         user: Option<&UserId>,
     ) -> Result<Vec<(UserId, Part)>, Refusal> {
-        let rows: Vec<(String, String)> = on!(self.conn(), c => sqlx::query_as(PART)
+        let rows: Vec<(String, String)> = on!(self.conn().await?, c => sqlx::query_as(PART)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(user.map(UserId::as_str))
             .fetch_all(c).await)
         .map_err(refusal)?;
@@ -432,7 +437,7 @@ impl SqlTx {
 #[async_trait]
 impl ExamReads for SqlTx {
     async fn exam(&mut self, tenant: &TenantId, exam: &ExamId) -> Result<Option<Exam>, Refusal> {
-        let row: Option<ExamRow> = on!(self.conn(), c => sqlx::query_as(EXAM)
+        let row: Option<ExamRow> = on!(self.conn().await?, c => sqlx::query_as(EXAM)
             .bind(tenant.as_str()).bind(exam.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(ExamRow::exam).transpose()
@@ -444,7 +449,7 @@ impl ExamReads for SqlTx {
         after: Option<&ExamId>,
         limit: u32,
     ) -> Result<Vec<Exam>, Refusal> {
-        let rows: Vec<ExamRow> = on!(self.conn(), c => sqlx::query_as(EXAMS)
+        let rows: Vec<ExamRow> = on!(self.conn().await?, c => sqlx::query_as(EXAMS)
             .bind(tenant.as_str()).bind(after.map_or("", ExamId::as_str)).bind(i64::from(limit))
             .fetch_all(c).await)
         .map_err(refusal)?;
@@ -457,7 +462,7 @@ impl ExamReads for SqlTx {
         exam: &ExamId,
         version: i64,
     ) -> Result<Option<String>, Refusal> {
-        on!(self.conn(), c => sqlx::query_scalar(PAPER)
+        on!(self.conn().await?, c => sqlx::query_scalar(PAPER)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(version).fetch_optional(c).await)
         .map_err(refusal)
     }
@@ -485,7 +490,7 @@ impl ExamReads for SqlTx {
         tenant: &TenantId,
         attempt: &AttemptId,
     ) -> Result<Option<Attempt>, Refusal> {
-        let row: Option<AttemptRow> = on!(self.conn(), c => sqlx::query_as(ATTEMPT)
+        let row: Option<AttemptRow> = on!(self.conn().await?, c => sqlx::query_as(ATTEMPT)
             .bind(tenant.as_str()).bind(attempt.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(AttemptRow::attempt).transpose()
@@ -500,7 +505,7 @@ impl ExamReads for SqlTx {
         limit: u32,
     ) -> Result<Vec<Attempt>, Refusal> {
         let after = after.map_or("", AttemptId::as_str);
-        let rows: Vec<AttemptRow> = on!(self.conn(), c => sqlx::query_as(ATTEMPTS)
+        let rows: Vec<AttemptRow> = on!(self.conn().await?, c => sqlx::query_as(ATTEMPTS)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(after).bind(i64::from(limit))
             .bind(user.map(UserId::as_str)).fetch_all(c).await)
         .map_err(refusal)?;
@@ -512,7 +517,7 @@ impl ExamReads for SqlTx {
         tenant: &TenantId,
         user: &UserId,
     ) -> Result<Vec<ExamId>, Refusal> {
-        let rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(RUNNING_OF)
+        let rows: Vec<String> = on!(self.conn().await?, c => sqlx::query_scalar(RUNNING_OF)
             .bind(tenant.as_str()).bind(user.as_str()).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(|id| ExamId::new(id).map_err(Refusal::internal)).collect()
@@ -524,7 +529,7 @@ impl ExamReads for SqlTx {
         attempt: &AttemptId,
     ) -> Result<Vec<Answer>, Refusal> {
         let rows: Vec<(i64, String, i64, Time, bool)> =
-            on!(self.conn(), c => sqlx::query_as(ANSWERS)
+            on!(self.conn().await?, c => sqlx::query_as(ANSWERS)
                 .bind(tenant.as_str()).bind(attempt.as_str()).fetch_all(c).await)
             .map_err(refusal)?;
         rows.into_iter()
@@ -548,7 +553,7 @@ impl ExamReads for SqlTx {
         limit: u32,
     ) -> Result<Vec<JournalRow>, Refusal> {
         let rows: Vec<(i64, Time, String, String, String, String)> =
-            on!(self.conn(), c => sqlx::query_as(JOURNAL)
+            on!(self.conn().await?, c => sqlx::query_as(JOURNAL)
                 .bind(tenant.as_str()).bind(attempt.as_str()).bind(after).bind(i64::from(limit))
                 .fetch_all(c).await)
             .map_err(refusal)?;
@@ -570,7 +575,7 @@ impl ExamReads for SqlTx {
         tenant: &TenantId,
         result: &ResultId,
     ) -> Result<Option<ExamResult>, Refusal> {
-        let row: Option<ResultRow> = on!(self.conn(), c => sqlx::query_as(RESULT)
+        let row: Option<ResultRow> = on!(self.conn().await?, c => sqlx::query_as(RESULT)
             .bind(tenant.as_str()).bind(result.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(ResultRow::result).transpose()
@@ -581,7 +586,7 @@ impl ExamReads for SqlTx {
         tenant: &TenantId,
         attempt: &AttemptId,
     ) -> Result<Option<ExamResult>, Refusal> {
-        let row: Option<ResultRow> = on!(self.conn(), c => sqlx::query_as(RESULT_OF_ATTEMPT)
+        let row: Option<ResultRow> = on!(self.conn().await?, c => sqlx::query_as(RESULT_OF_ATTEMPT)
             .bind(tenant.as_str()).bind(attempt.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(ResultRow::result).transpose()
@@ -596,7 +601,7 @@ impl ExamReads for SqlTx {
         limit: u32,
     ) -> Result<Vec<ExamResult>, Refusal> {
         let after = after.map_or("", ResultId::as_str);
-        let rows: Vec<ResultRow> = on!(self.conn(), c => sqlx::query_as(RESULTS)
+        let rows: Vec<ResultRow> = on!(self.conn().await?, c => sqlx::query_as(RESULTS)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(after).bind(i64::from(limit))
             .bind(user.map(UserId::as_str)).fetch_all(c).await)
         .map_err(refusal)?;
@@ -608,10 +613,10 @@ impl ExamReads for SqlTx {
         deadline_before: Timestamp,
         limit: u32,
     ) -> Result<Vec<(TenantId, AttemptId)>, Refusal> {
-        let mut rows: Vec<(String, String)> = on!(self.conn(), c => sqlx::query_as(FORCED)
+        let mut rows: Vec<(String, String)> = on!(self.conn().await?, c => sqlx::query_as(FORCED)
             .bind(i64::from(limit)).fetch_all(c).await)
         .map_err(refusal)?;
-        let due: Vec<(String, String)> = on!(self.conn(), c => sqlx::query_as(DUE)
+        let due: Vec<(String, String)> = on!(self.conn().await?, c => sqlx::query_as(DUE)
             .bind(Time(deadline_before)).bind(i64::from(limit)).fetch_all(c).await)
         .map_err(refusal)?;
         rows.extend(due);
@@ -623,18 +628,20 @@ impl ExamReads for SqlTx {
         closed_before: Timestamp,
         limit: u32,
     ) -> Result<Vec<(TenantId, ExamId)>, Refusal> {
-        let rows: Vec<(String, String)> = on!(self.conn(), c => sqlx::query_as(EXAMS_TO_RELEASE)
+        let rows: Vec<(String, String)> =
+            on!(self.conn().await?, c => sqlx::query_as(EXAMS_TO_RELEASE)
             .bind(Time(closed_before)).bind(i64::from(limit)).fetch_all(c).await)
-        .map_err(refusal)?;
+            .map_err(refusal)?;
         pairs(rows, ExamId::new)
     }
 
     async fn due_results(&mut self, limit: u32) -> Result<Vec<(TenantId, ResultId, Due)>, Refusal> {
         let mut all = Vec::new();
         for (statement, due) in [(TO_REGRADE, Due::Regrade), (TO_RELEASE, Due::Release)] {
-            let rows: Vec<(String, String)> = on!(self.conn(), c => sqlx::query_as(statement)
+            let rows: Vec<(String, String)> =
+                on!(self.conn().await?, c => sqlx::query_as(statement)
                 .bind(i64::from(limit)).fetch_all(c).await)
-            .map_err(refusal)?;
+                .map_err(refusal)?;
             let rows = pairs(rows, ResultId::new)?;
             all.extend(rows.into_iter().map(|(tenant, result)| (tenant, result, due)));
         }
@@ -645,7 +652,7 @@ impl ExamReads for SqlTx {
 #[async_trait]
 impl ExamWrites for SqlTx {
     async fn save_exam(&mut self, tenant: &TenantId, exam: &Exam) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(SAVE_EXAM)
+        on!(self.conn().await?, c => sqlx::query(SAVE_EXAM)
             .bind(tenant.as_str()).bind(exam.id.as_str()).bind(&exam.title).bind(&exam.topic)
             .bind(exam.duration_ms).bind(exam.opens_at.map(Time)).bind(exam.closes_at.map(Time))
             .bind(exam.attempts_allowed).bind(exam.shuffle).bind(exam.release.as_str())
@@ -664,7 +671,7 @@ impl ExamWrites for SqlTx {
         questions: &str,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(INSERT_PAPER)
+        on!(self.conn().await?, c => sqlx::query(INSERT_PAPER)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(version).bind(questions)
             .bind(Time(now)).execute(c).await.map(|_| ()))
         .map_err(refusal)
@@ -676,7 +683,7 @@ impl ExamWrites for SqlTx {
         exam: &ExamId,
         people: &[(UserId, Part)],
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(FORGET_PEOPLE)
+        on!(self.conn().await?, c => sqlx::query(FORGET_PEOPLE)
             .bind(tenant.as_str()).bind(exam.as_str()).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
         self.list_people(tenant, exam, people).await
@@ -689,7 +696,7 @@ impl ExamWrites for SqlTx {
         user: &UserId,
         part: Part,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(FORGET_PERSON)
+        on!(self.conn().await?, c => sqlx::query(FORGET_PERSON)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(user.as_str())
             .execute(c).await.map(|_| ()))
         .map_err(refusal)?;
@@ -702,7 +709,7 @@ impl ExamWrites for SqlTx {
         attempt: &Attempt,
     ) -> Result<bool, Refusal> {
         let order = attempt.order.as_ref().map(to_json).transpose()?;
-        on!(self.conn(), c => sqlx::query(INSERT_ATTEMPT)
+        on!(self.conn().await?, c => sqlx::query(INSERT_ATTEMPT)
             .bind(tenant.as_str()).bind(attempt.id.as_str()).bind(attempt.exam.as_str())
             .bind(attempt.user.as_str()).bind(&attempt.user_name).bind(attempt.number)
             .bind(attempt.paper_version).bind(order).bind(attempt.status.as_str())
@@ -725,7 +732,7 @@ impl ExamWrites for SqlTx {
         user: &UserId,
     ) -> Result<Option<Attempt>, Refusal> {
         let statement = self.locking(NEWEST);
-        let row: Option<AttemptRow> = on!(self.conn(), c => sqlx::query_as(statement)
+        let row: Option<AttemptRow> = on!(self.conn().await?, c => sqlx::query_as(statement)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(user.as_str())
             .fetch_optional(c).await)
         .map_err(refusal)?;
@@ -738,7 +745,7 @@ impl ExamWrites for SqlTx {
         attempt: &AttemptId,
     ) -> Result<Option<Attempt>, Refusal> {
         let statement = self.locking(ATTEMPT);
-        let row: Option<AttemptRow> = on!(self.conn(), c => sqlx::query_as(statement)
+        let row: Option<AttemptRow> = on!(self.conn().await?, c => sqlx::query_as(statement)
             .bind(tenant.as_str()).bind(attempt.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(AttemptRow::attempt).transpose()
@@ -750,14 +757,14 @@ impl ExamWrites for SqlTx {
         exam: &ExamId,
     ) -> Result<Vec<Attempt>, Refusal> {
         let statement = self.locking(RUNNING);
-        let rows: Vec<AttemptRow> = on!(self.conn(), c => sqlx::query_as(statement)
+        let rows: Vec<AttemptRow> = on!(self.conn().await?, c => sqlx::query_as(statement)
             .bind(tenant.as_str()).bind(exam.as_str()).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(AttemptRow::attempt).collect()
     }
 
     async fn save_attempt(&mut self, tenant: &TenantId, attempt: &Attempt) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(SAVE_ATTEMPT)
+        on!(self.conn().await?, c => sqlx::query(SAVE_ATTEMPT)
             .bind(tenant.as_str()).bind(attempt.id.as_str()).bind(attempt.status.as_str())
             .bind(attempt.current_question).bind(attempt.extra_ms).bind(attempt.paused_ms)
             .bind(attempt.paused_at.map(Time)).bind(attempt.deadline_at.map(Time))
@@ -777,14 +784,14 @@ impl ExamWrites for SqlTx {
     ) -> Result<bool, Refusal> {
         let question = i64::try_from(answer.question).map_err(Refusal::internal)?;
         let text = to_json(&answer.value)?;
-        let stored: Option<i64> = on!(self.conn(), c => sqlx::query_scalar(PUT_ANSWER)
+        let stored: Option<i64> = on!(self.conn().await?, c => sqlx::query_scalar(PUT_ANSWER)
             .bind(tenant.as_str()).bind(attempt.as_str()).bind(question).bind(&text)
             .bind(Time(answer.received_at)).bind(answer.late).fetch_optional(c).await)
         .map_err(refusal)?;
         let is_new = stored.is_some();
         answer.version = match stored {
             Some(version) => version,
-            None => on!(self.conn(), c => sqlx::query_scalar(ANSWER_VERSION)
+            None => on!(self.conn().await?, c => sqlx::query_scalar(ANSWER_VERSION)
                 .bind(tenant.as_str()).bind(attempt.as_str()).bind(question)
                 .fetch_one(c).await)
             .map_err(refusal)?,
@@ -798,16 +805,18 @@ impl ExamWrites for SqlTx {
         attempt: &AttemptId,
         rows: &[JournalRow],
     ) -> Result<(), Refusal> {
-        let statement = sqlx::AssertSqlSafe(format!("{APPEND} {}", values(2, 6, rows.len())));
-        on!(self.conn(), c => {
-            let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(attempt.as_str());
-            for row in rows {
-                query = query.bind(row.seq).bind(Time(row.at)).bind(&row.kind).bind(&row.actor)
-                    .bind(&row.body).bind(&row.hash);
-            }
-            query.execute(c).await.map(|_| ())
-        })
-        .map_err(refusal)
+        for (statement, part) in APPEND.parts(rows) {
+            on!(self.conn().await?, c => {
+                let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(attempt.as_str());
+                for row in part {
+                    query = query.bind(row.seq).bind(Time(row.at)).bind(&row.kind).bind(&row.actor)
+                        .bind(&row.body).bind(&row.hash);
+                }
+                query.execute(c).await.map(|_| ())
+            })
+            .map_err(refusal)?;
+        }
+        Ok(())
     }
 
     async fn insert_result(
@@ -817,7 +826,7 @@ impl ExamWrites for SqlTx {
     ) -> Result<(), Refusal> {
         let (answers, awards) = (to_json(&result.answers)?, to_json(&result.awards)?);
         let marks = &result.marks;
-        on!(self.conn(), c => sqlx::query(INSERT_RESULT)
+        on!(self.conn().await?, c => sqlx::query(INSERT_RESULT)
             .bind(tenant.as_str()).bind(result.id.as_str()).bind(result.exam.as_str())
             .bind(result.user.as_str()).bind(result.attempt.as_str())
             .bind(result.attempt_number).bind(marks.right).bind(marks.questions).bind(&answers)
@@ -835,7 +844,7 @@ impl ExamWrites for SqlTx {
         exam: &ExamId,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(RELEASE_EXAM)
+        on!(self.conn().await?, c => sqlx::query(RELEASE_EXAM)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(Time(now))
             .execute(c).await.map(|_| ()))
         .map_err(refusal)
@@ -847,7 +856,7 @@ impl ExamWrites for SqlTx {
         result: &ResultId,
         now: Timestamp,
     ) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(RELEASE_RESULT)
+        on!(self.conn().await?, c => sqlx::query(RELEASE_RESULT)
             .bind(tenant.as_str()).bind(result.as_str()).bind(Time(now))
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)
@@ -860,7 +869,7 @@ impl ExamWrites for SqlTx {
         user: Option<&UserId>,
         now: Timestamp,
     ) -> Result<u64, Refusal> {
-        on!(self.conn(), c => sqlx::query(ASK_REGRADE)
+        on!(self.conn().await?, c => sqlx::query(ASK_REGRADE)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(Time(now))
             .bind(user.map(UserId::as_str))
             .execute(c).await.map(|done| done.rows_affected()))
@@ -874,7 +883,7 @@ impl ExamWrites for SqlTx {
         awards: &Awards,
     ) -> Result<(), Refusal> {
         let awards = to_json(awards)?;
-        on!(self.conn(), c => sqlx::query(SAVE_AWARDS)
+        on!(self.conn().await?, c => sqlx::query(SAVE_AWARDS)
             .bind(tenant.as_str()).bind(result.as_str()).bind(&awards)
             .execute(c).await.map(|_| ()))
         .map_err(refusal)
@@ -886,7 +895,7 @@ impl ExamWrites for SqlTx {
         result: &ExamResult,
     ) -> Result<(), Refusal> {
         let marks = &result.marks;
-        on!(self.conn(), c => sqlx::query(SAVE_REGRADED)
+        on!(self.conn().await?, c => sqlx::query(SAVE_REGRADED)
             .bind(tenant.as_str()).bind(result.id.as_str()).bind(marks.right)
             .bind(marks.points.0).bind(marks.max_points.0).bind(marks.pending_review)
             .bind(result.revision).bind(result.key_version).bind(result.journal_len)
@@ -900,14 +909,14 @@ impl ExamWrites for SqlTx {
         attempt: &AttemptId,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(SET_ASIDE)
+        on!(self.conn().await?, c => sqlx::query(SET_ASIDE)
             .bind(tenant.as_str()).bind(attempt.as_str()).bind(Time(now))
             .execute(c).await.map(|_| ()))
         .map_err(refusal)
     }
 
     async fn server_key(&mut self, name: &str, fresh: &str) -> Result<String, Refusal> {
-        on!(self.conn(), c => sqlx::query_scalar(SERVER_KEY)
+        on!(self.conn().await?, c => sqlx::query_scalar(SERVER_KEY)
             .bind(name).bind(fresh).fetch_one(c).await)
         .map_err(refusal)
     }

@@ -10,12 +10,18 @@ use carillon_domain::{
 
 use crate::{
     error::refusal,
+    rows::Rows,
     time::Time,
-    tx::{SqlTx, on, values},
+    tx::{SqlTx, on},
 };
 
-const JOIN: &str = "INSERT INTO joined_rooms
-    (node_id, tenant_id, connection_id, room_id, user_id, namespace, joined_at) VALUES";
+static JOIN: Rows = Rows::new(
+    "INSERT INTO joined_rooms
+        (node_id, tenant_id, connection_id, room_id, user_id, namespace, joined_at) VALUES",
+    1,
+    6,
+    " ON CONFLICT DO NOTHING",
+);
 const LEAVE: &str = "DELETE FROM joined_rooms
     WHERE tenant_id = $1 AND connection_id = $2 AND room_id = $3";
 const LOSE: &str = "UPDATE joined_rooms SET lost_at = $3
@@ -53,7 +59,7 @@ impl ReturnReads for SqlTx {
         namespace: &str,
         now: Timestamp,
     ) -> Result<Vec<RoomId>, Refusal> {
-        let rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(LOST)
+        let rows: Vec<String> = on!(self.conn().await?, c => sqlx::query_scalar(LOST)
             .bind(tenant.as_str()).bind(user.as_str()).bind(namespace)
             .bind(Time(forgotten_before(now))).bind(Time(now.before(SIBLINGS)))
             .bind(i64::from(MAX_ROOMS)).fetch_all(c).await)
@@ -79,7 +85,7 @@ impl ReturnWrites for SqlTx {
                     Change::Gone(_) => GO,
                     Change::Joined { .. } => continue,
                 };
-                on!(self.conn(), c => {
+                on!(self.conn().await?, c => {
                     let query =
                         sqlx::query(statement).bind(tenant.as_str()).bind(connection.as_str());
                     let query = match change {
@@ -99,7 +105,7 @@ impl ReturnWrites for SqlTx {
     async fn lose_rooms_of_others(&mut self, node: &str, now: Timestamp) -> Result<(), Refusal> {
         let lose = if self.is_sqlite() { LOSE_OF_OTHERS_SQLITE } else { LOSE_OF_OTHERS_POSTGRES };
         let noted_every = i64::try_from(NOTED_EVERY.as_millis()).unwrap_or(i64::MAX);
-        on!(self.conn(), c => sqlx::query(lose)
+        on!(self.conn().await?, c => sqlx::query(lose)
             .bind(node).bind(Time(now)).bind(noted_every).execute(c).await.map(|_| ()))
         .map_err(refusal)
     }
@@ -111,14 +117,14 @@ impl ReturnWrites for SqlTx {
         namespace: &str,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(RETURN)
+        on!(self.conn().await?, c => sqlx::query(RETURN)
             .bind(tenant.as_str()).bind(user.as_str()).bind(namespace).bind(Time(now))
             .execute(c).await.map(|_| ()))
         .map_err(refusal)
     }
 
     async fn forget_rooms(&mut self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
-        on!(self.conn(), c => sqlx::query(FORGET)
+        on!(self.conn().await?, c => sqlx::query(FORGET)
             .bind(Time(before)).bind(i64::from(limit))
             .execute(c).await.map(|done| done.rows_affected()))
         .map_err(refusal)
@@ -127,18 +133,19 @@ impl ReturnWrites for SqlTx {
 
 impl SqlTx {
     async fn note_joined(&mut self, node: &str, joined: &[Noted]) -> Result<(), Refusal> {
-        let rows = values(1, 6, joined.len());
-        let statement = sqlx::AssertSqlSafe(format!("{JOIN} {rows} ON CONFLICT DO NOTHING"));
-        on!(self.conn(), c => {
-            let mut query = sqlx::query(statement).bind(node);
-            for Noted { tenant, connection, change } in joined {
-                let Change::Joined { user, namespace, room, at } = change else { continue };
-                query = query
-                    .bind(tenant.as_str()).bind(connection.as_str()).bind(room.as_str())
-                    .bind(user.as_str()).bind(*namespace).bind(Time(*at));
-            }
-            query.execute(c).await.map(|_| ())
-        })
-        .map_err(refusal)
+        for (statement, part) in JOIN.parts(joined) {
+            on!(self.conn().await?, c => {
+                let mut query = sqlx::query(statement).bind(node);
+                for Noted { tenant, connection, change } in part {
+                    let Change::Joined { user, namespace, room, at } = change else { continue };
+                    query = query
+                        .bind(tenant.as_str()).bind(connection.as_str()).bind(room.as_str())
+                        .bind(user.as_str()).bind(*namespace).bind(Time(*at));
+                }
+                query.execute(c).await.map(|_| ())
+            })
+            .map_err(refusal)?;
+        }
+        Ok(())
     }
 }

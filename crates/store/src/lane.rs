@@ -1,4 +1,5 @@
-//! The batching writer: commands of one lane share a transaction, each under its savepoint.
+//! The batching writer: commands of one lane share a transaction, and each is kept or undone by
+//! itself.
 //!
 //! The writer lends the running transaction to one command at a time. What queued while the last
 //! commit was in flight goes together, at most [`MAX_BATCH`]; nobody hears of success before the
@@ -14,7 +15,10 @@ use tokio::sync::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::tx::{Conn, Held, on};
+use crate::{
+    batch::Batch,
+    tx::{Conn, Held, on},
+};
 
 /// Commands of one batch.
 const MAX_BATCH: usize = 64;
@@ -40,14 +44,14 @@ pub(crate) enum Source {
 
 /// The running transaction, lent to one command. Dropped, it goes back undone.
 pub(crate) struct Loan {
-    held: Option<Held>,
+    batch: Option<Batch>,
     back: Option<oneshot::Sender<Returned>>,
 }
 
 enum Returned {
     /// Keep what the command wrote and tell it when it is committed.
-    Keep(Held, oneshot::Sender<()>),
-    Undo(Held),
+    Keep(Batch, oneshot::Sender<()>),
+    Undo(Batch),
 }
 
 impl Lane {
@@ -69,16 +73,16 @@ impl Lane {
 }
 
 impl Loan {
-    pub(crate) fn held(&mut self) -> &mut Held {
-        self.held.as_mut().expect("present until it is given back")
+    pub(crate) fn batch(&mut self) -> &mut Batch {
+        self.batch.as_mut().expect("present until it is given back")
     }
 
     /// Gives the transaction back and waits for its COMMIT.
     pub(crate) async fn commit(mut self) -> Result<(), Refusal> {
         let (committed, outcome) = oneshot::channel();
-        if let (Some(held), Some(back)) = (self.held.take(), self.back.take()) {
+        if let (Some(batch), Some(back)) = (self.batch.take(), self.back.take()) {
             // Without the writer it is rolled back, and the outcome says so.
-            drop(back.send(Returned::Keep(held, committed)));
+            drop(back.send(Returned::Keep(batch, committed)));
         }
         outcome.await.map_err(|_| Refusal::Unavailable(None))
     }
@@ -86,28 +90,28 @@ impl Loan {
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        if let (Some(held), Some(back)) = (self.held.take(), self.back.take()) {
-            drop(back.send(Returned::Undo(held)));
+        if let (Some(batch), Some(back)) = (self.batch.take(), self.back.take()) {
+            drop(back.send(Returned::Undo(batch)));
         }
     }
 }
 
 async fn serve(source: Source, mut waiting: mpsc::Receiver<Turn>, stop: CancellationToken) {
     while let Some(Some(first)) = stop.run_until_cancelled(waiting.recv()).await {
-        if let Err(error) = batch(&source, first, &mut waiting).await {
+        if let Err(error) = run(&source, first, &mut waiting).await {
             // Everybody in the batch has been refused by the drop of their channel.
             tracing::warn!(error = %error, "a batch of writes was not committed");
         }
     }
 }
 
-async fn batch(
+async fn run(
     source: &Source,
     first: Turn,
     waiting: &mut mpsc::Receiver<Turn>,
 ) -> Result<(), sqlx::Error> {
-    let mut held = match begin(source).await {
-        Ok(held) => held,
+    let mut batch = match begin(source).await {
+        Ok(batch) => batch,
         Err(error) => {
             // The database is away: nobody who waits now is served by waiting longer.
             while waiting.try_recv().is_ok() {}
@@ -121,15 +125,11 @@ async fn batch(
         if turn.is_closed() {
             continue;
         }
-        held = match lend(held, turn).await? {
-            (held, Some(told)) => {
-                committed.push(told);
-                held
-            }
-            (held, None) => held,
-        };
+        let told;
+        (batch, told) = lend(batch, turn).await?;
+        committed.extend(told);
     }
-    held.commit().await?;
+    batch.commit().await?;
     for told in committed {
         // A command that was cancelled meanwhile does not listen; its rows stand all the same.
         let _ = told.send(());
@@ -137,53 +137,51 @@ async fn batch(
     Ok(())
 }
 
-/// Lends the transaction to one command under a savepoint; what comes back is kept or undone.
+/// Lends the transaction to one command; what comes back is kept or undone.
 async fn lend(
-    mut held: Held,
+    mut batch: Batch,
     turn: Turn,
-) -> Result<(Held, Option<oneshot::Sender<()>>), sqlx::Error> {
-    held.run("SAVEPOINT command").await?;
+) -> Result<(Batch, Option<oneshot::Sender<()>>), sqlx::Error> {
+    batch.next_command();
     let (back, returned) = oneshot::channel();
     // When the command is gone already, the loan is dropped here and comes back undone.
-    drop(turn.send(Loan { held: Some(held), back: Some(back) }));
-    let (mut held, told) = match returned.await {
-        Ok(Returned::Keep(held, told)) => (held, Some(told)),
-        Ok(Returned::Undo(mut held)) => {
-            held.run("ROLLBACK TO SAVEPOINT command").await?;
-            (held, None)
+    drop(turn.send(Loan { batch: Some(batch), back: Some(back) }));
+    match returned.await {
+        Ok(Returned::Keep(batch, told)) => Ok((batch, Some(told))),
+        Ok(Returned::Undo(mut batch)) => {
+            batch.undo_command().await?;
+            Ok((batch, None))
         }
-        Err(_) => return Err(sqlx::Error::WorkerCrashed),
-    };
-    held.run("RELEASE SAVEPOINT command").await?;
-    Ok((held, told))
+        Err(_) => Err(sqlx::Error::WorkerCrashed),
+    }
 }
 
 const TAKE: &str = "SELECT head FROM lanes WHERE tenant_id = $1 FOR UPDATE";
 const MAKE: &str = "INSERT INTO lanes (tenant_id, head) VALUES ($1, 0) ON CONFLICT DO NOTHING";
 
-async fn begin(source: &Source) -> Result<Held, sqlx::Error> {
+async fn begin(source: &Source) -> Result<Batch, sqlx::Error> {
     match source {
         Source::Sqlite(pool) => {
             let mut held = Held::from(Conn::Sqlite(pool.acquire().await?));
             held.begin("BEGIN IMMEDIATE").await?;
-            Ok(held)
+            Ok(Batch::new(held, None))
         }
         Source::Postgres(pool, tenant) => {
             let mut held = Held::from(Conn::Postgres(pool.acquire().await?));
             held.begin("BEGIN").await?;
-            if !take(&mut held, tenant).await? {
+            let mut head = take(&mut held, tenant).await?;
+            if head.is_none() {
                 on!(held.statement(), c => sqlx::query(MAKE)
                     .bind(tenant.as_str()).execute(c).await.map(|_| ()))?;
-                take(&mut held, tenant).await?;
+                head = take(&mut held, tenant).await?;
             }
-            Ok(held)
+            Ok(Batch::new(held, head.map(|head| (tenant.clone(), head))))
         }
     }
 }
 
-/// Takes the lane's row; false when there is none yet.
-async fn take(held: &mut Held, tenant: &TenantId) -> Result<bool, sqlx::Error> {
-    let head: Option<i64> = on!(held.statement(), c => sqlx::query_scalar(TAKE)
-        .bind(tenant.as_str()).fetch_optional(c).await)?;
-    Ok(head.is_some())
+/// Takes the lane's row and reads its head; `None` when there is no row yet.
+async fn take(held: &mut Held, tenant: &TenantId) -> Result<Option<i64>, sqlx::Error> {
+    on!(held.statement(), c => sqlx::query_scalar(TAKE)
+        .bind(tenant.as_str()).fetch_optional(c).await)
 }

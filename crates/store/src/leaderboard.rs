@@ -295,7 +295,7 @@ impl KeptRow {
 
 impl SqlTx {
     async fn revised(&mut self, tenant: &TenantId) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(REVISED)
+        on!(self.conn().await?, c => sqlx::query(REVISED)
             .bind(tenant.as_str()).execute(c).await.map(|_| ()))
         .map_err(refusal)
     }
@@ -324,7 +324,7 @@ impl LeaderboardReads for SqlTx {
         user: Option<&UserId>,
     ) -> Result<Standing, Refusal> {
         let statement = if board.specialty.is_some() { STANDING_OF_SPECIALTY } else { STANDING };
-        let rows: Vec<Row> = on!(self.conn(), c => {
+        let rows: Vec<Row> = on!(self.conn().await?, c => {
             let query = sqlx::query_as(statement)
                 .bind(tenant.as_str()).bind(span.period.as_str()).bind(&span.start)
                 .bind(i64::from(board.limit)).bind(user.map_or("", UserId::as_str));
@@ -362,7 +362,7 @@ impl LeaderboardReads for SqlTx {
         after: &After,
     ) -> Result<(Vec<Entry>, i64, i64), Refusal> {
         let statement = if board.specialty.is_some() { AFTER_OF_SPECIALTY } else { AFTER };
-        let rows: Vec<Row> = on!(self.conn(), c => {
+        let rows: Vec<Row> = on!(self.conn().await?, c => {
             let query = sqlx::query_as(statement)
                 .bind(tenant.as_str()).bind(span.period.as_str()).bind(&span.start)
                 .bind(i64::from(board.limit)).bind(after.total_score).bind(after.average)
@@ -383,7 +383,7 @@ impl LeaderboardReads for SqlTx {
                 &b.user,
             ))
         });
-        let (above, equal): (i64, i64) = on!(self.conn(), c => sqlx::query_as(COUNTS)
+        let (above, equal): (i64, i64) = on!(self.conn().await?, c => sqlx::query_as(COUNTS)
             .bind(tenant.as_str()).bind(span.period.as_str()).bind(&span.start)
             .bind(after.total_score).bind(board.specialty.as_deref().unwrap_or_default())
             .fetch_one(c).await)
@@ -393,7 +393,8 @@ impl LeaderboardReads for SqlTx {
 
     async fn leaderboard_revisions(&mut self) -> Result<Vec<(TenantId, i64)>, Refusal> {
         let rows: Vec<(String, i64)> =
-            on!(self.conn(), c => sqlx::query_as(REVISIONS).fetch_all(c).await).map_err(refusal)?;
+            on!(self.conn().await?, c => sqlx::query_as(REVISIONS).fetch_all(c).await)
+                .map_err(refusal)?;
         rows.into_iter()
             .map(|(tenant, revision)| Ok((TenantId::new(tenant)?, revision)))
             .collect::<Result<_, carillon_domain::ids::InvalidId>>()
@@ -406,7 +407,7 @@ impl LeaderboardReads for SqlTx {
         after: &str,
         limit: u32,
     ) -> Result<Vec<UserId>, Refusal> {
-        let rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(USERS)
+        let rows: Vec<String> = on!(self.conn().await?, c => sqlx::query_scalar(USERS)
             .bind(tenant.as_str()).bind(after).bind(i64::from(limit)).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(|id| UserId::new(id).map_err(Refusal::internal)).collect()
@@ -418,7 +419,7 @@ impl LeaderboardReads for SqlTx {
         after: &str,
         up_to: &str,
     ) -> Result<Vec<Counted>, Refusal> {
-        let rows: Vec<ResultRow> = on!(self.conn(), c => sqlx::query_as(COUNTED)
+        let rows: Vec<ResultRow> = on!(self.conn().await?, c => sqlx::query_as(COUNTED)
             .bind(tenant.as_str()).bind(after).bind(up_to).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(ResultRow::counted).collect()
@@ -429,7 +430,7 @@ impl LeaderboardReads for SqlTx {
         tenant: &TenantId,
         user: &UserId,
     ) -> Result<Vec<Counted>, Refusal> {
-        let rows: Vec<ResultRow> = on!(self.conn(), c => sqlx::query_as(COUNTED_OF)
+        let rows: Vec<ResultRow> = on!(self.conn().await?, c => sqlx::query_as(COUNTED_OF)
             .bind(tenant.as_str()).bind(user.as_str()).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(ResultRow::counted).collect()
@@ -441,7 +442,7 @@ impl LeaderboardReads for SqlTx {
         after: &str,
         up_to: &str,
     ) -> Result<Vec<Folded>, Refusal> {
-        let rows: Vec<KeptRow> = on!(self.conn(), c => sqlx::query_as(KEPT)
+        let rows: Vec<KeptRow> = on!(self.conn().await?, c => sqlx::query_as(KEPT)
             .bind(tenant.as_str()).bind(after).bind(up_to).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(KeptRow::folded).collect()
@@ -452,7 +453,7 @@ impl LeaderboardReads for SqlTx {
         tenant: &TenantId,
         user: &UserId,
     ) -> Result<Vec<Folded>, Refusal> {
-        let rows: Vec<KeptRow> = on!(self.conn(), c => sqlx::query_as(KEPT_OF)
+        let rows: Vec<KeptRow> = on!(self.conn().await?, c => sqlx::query_as(KEPT_OF)
             .bind(tenant.as_str()).bind(user.as_str()).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(KeptRow::folded).collect()
@@ -469,7 +470,7 @@ impl LeaderboardWrites for SqlTx {
         now: Timestamp,
     ) -> Result<(), Refusal> {
         let [week, month, ever] = spans;
-        let folded = on!(self.conn(), c => {
+        let folded = on!(self.conn().await?, c => {
             let mut query = sqlx::query(FOLD).bind(tenant.as_str()).bind(user.as_str());
             for span in [week, month, ever] {
                 query = query.bind(&span.start).bind(Time(span.from)).bind(Time(span.to));
@@ -480,7 +481,7 @@ impl LeaderboardWrites for SqlTx {
         // Where nothing was folded, nothing may be left.
         if folded < 3 {
             for span in spans {
-                on!(self.conn(), c => sqlx::query(FORGET)
+                on!(self.conn().await?, c => sqlx::query(FORGET)
                     .bind(tenant.as_str()).bind(user.as_str()).bind(span.period.as_str())
                     .bind(&span.start).bind(Time(span.from)).bind(Time(span.to))
                     .execute(c).await.map(|_| ()))
@@ -503,10 +504,10 @@ impl LeaderboardWrites for SqlTx {
         } else {
             (CLEAR_POSTGRES, FILL_POSTGRES)
         };
-        on!(self.conn(), c => sqlx::query(clear)
+        on!(self.conn().await?, c => sqlx::query(clear)
             .bind(tenant.as_str()).bind(&gone).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        on!(self.conn(), c => sqlx::query(fill)
+        on!(self.conn().await?, c => sqlx::query(fill)
             .bind(tenant.as_str()).bind(Time(now)).bind(&changed).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
         self.revised(tenant).await

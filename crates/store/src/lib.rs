@@ -4,6 +4,7 @@
 //! on PostgreSQL each tenant has a lane, and commands without durable events a transaction each.
 
 mod api;
+mod batch;
 mod chat;
 mod error;
 mod exam;
@@ -14,6 +15,7 @@ mod leaderboard;
 mod notification;
 mod open;
 mod outbox;
+mod rows;
 mod study_group;
 mod time;
 mod tx;

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use crate::{
     error::refusal,
     time::Time,
-    tx::{ConnRef, SqlTx, on},
+    tx::{SqlTx, on},
 };
 
 const UNREAD: &str = "SELECT count(*) FROM notifications
@@ -144,7 +144,7 @@ impl NotificationReads for SqlTx {
         user: &UserId,
         now: Timestamp,
     ) -> Result<i64, Refusal> {
-        on!(self.conn(), c => sqlx::query_scalar(UNREAD)
+        on!(self.conn().await?, c => sqlx::query_scalar(UNREAD)
             .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now)).fetch_one(c).await)
         .map_err(refusal)
     }
@@ -155,7 +155,7 @@ impl NotificationReads for SqlTx {
         user: &UserId,
         now: Timestamp,
     ) -> Result<bool, Refusal> {
-        let row: Option<i32> = on!(self.conn(), c => sqlx::query_scalar(HAS_UNDELIVERED)
+        let row: Option<i32> = on!(self.conn().await?, c => sqlx::query_scalar(HAS_UNDELIVERED)
             .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now)).fetch_optional(c).await)
         .map_err(refusal)?;
         Ok(row.is_some())
@@ -166,7 +166,7 @@ impl NotificationReads for SqlTx {
         tenant: &TenantId,
         since: Timestamp,
     ) -> Result<Vec<UserId>, Refusal> {
-        let mut rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(AWAITING)
+        let mut rows: Vec<String> = on!(self.conn().await?, c => sqlx::query_scalar(AWAITING)
             .bind(tenant.as_str()).bind(Time(since)).fetch_all(c).await)
         .map_err(refusal)?;
         rows.sort_unstable();
@@ -186,7 +186,7 @@ impl NotificationWrites for SqlTx {
         let data = new.data.as_ref().map(|data| data.get());
         let (delivered, expires) = (unstored.delivered_at.map(Time), unstored.expires_at.map(Time));
         if let Some(key) = &unstored.collapse_key {
-            let row: Option<(String, i64)> = on!(self.conn(), c => sqlx::query_as(COLLAPSE)
+            let row: Option<(String, i64)> = on!(self.conn().await?, c => sqlx::query_as(COLLAPSE)
                 .bind(tenant.as_str()).bind(new.user_id.as_str()).bind(key)
                 .bind(&new.kind).bind(&new.title).bind(&new.message).bind(data)
                 .bind(new.priority.as_str()).bind(&new.action_url).bind(Time(new.created_at))
@@ -196,7 +196,7 @@ impl NotificationWrites for SqlTx {
                 return Ok(Stored::Collapsed { id: notification_id(id)?, occurrences });
             }
         }
-        let is_new = on!(self.conn(), c => sqlx::query(INSERT)
+        let is_new = on!(self.conn().await?, c => sqlx::query(INSERT)
             .bind(tenant.as_str()).bind(new.id.as_str()).bind(new.user_id.as_str())
             .bind(&new.kind).bind(&new.title).bind(&new.message).bind(data)
             .bind(new.priority.as_str()).bind(&new.action_url).bind(Time(new.created_at))
@@ -206,10 +206,11 @@ impl NotificationWrites for SqlTx {
         if is_new {
             return Ok(Stored::New);
         }
-        let earlier: Option<String> = on!(self.conn(), c => sqlx::query_scalar(BY_DEDUPE_KEY)
+        let earlier: Option<String> =
+            on!(self.conn().await?, c => sqlx::query_scalar(BY_DEDUPE_KEY)
             .bind(tenant.as_str()).bind(new.user_id.as_str()).bind(&unstored.dedupe_key)
             .fetch_optional(c).await)
-        .map_err(refusal)?;
+            .map_err(refusal)?;
         let earlier = earlier.ok_or_else(|| Refusal::internal("a notification's id twice"))?;
         Ok(Stored::Known(notification_id(earlier)?))
     }
@@ -230,12 +231,8 @@ impl NotificationWrites for SqlTx {
         let users = users.transpose().map_err(Refusal::internal)?;
         let roles = roles.transpose().map_err(Refusal::internal)?;
         let data = draft.data.as_ref().map(|data| data.get());
-        let conn = self.conn();
-        let statement = match conn.conn {
-            ConnRef::Sqlite(_) => INSERT_MANY_SQLITE,
-            ConnRef::Postgres(_) => INSERT_MANY_POSTGRES,
-        };
-        on!(conn, c => sqlx::query(statement)
+        let statement = if self.is_sqlite() { INSERT_MANY_SQLITE } else { INSERT_MANY_POSTGRES };
+        on!(self.conn().await?, c => sqlx::query(statement)
             .bind(tenant.as_str()).bind(&batch.prefix).bind(batch.number)
             .bind(&draft.kind).bind(&draft.title).bind(&draft.message).bind(data)
             .bind(draft.priority.as_str()).bind(&draft.action_url).bind(Time(now))
@@ -251,12 +248,12 @@ impl NotificationWrites for SqlTx {
         now: Timestamp,
         limit: u32,
     ) -> Result<Vec<Notification>, Refusal> {
-        let rows: Vec<Row> = on!(self.conn(), c => sqlx::query_as(CLAIM)
+        let rows: Vec<Row> = on!(self.conn().await?, c => sqlx::query_as(CLAIM)
             .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now)).bind(i64::from(limit))
             .fetch_all(c).await)
         .map_err(refusal)?;
         if rows.len() == limit as usize {
-            on!(self.conn(), c => sqlx::query(PASS_OVER)
+            on!(self.conn().await?, c => sqlx::query(PASS_OVER)
                 .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now))
                 .execute(c).await.map(|_| ()))
             .map_err(refusal)?;
@@ -272,7 +269,7 @@ impl NotificationWrites for SqlTx {
         user: &UserId,
         id: &NotificationId,
     ) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(READ)
+        on!(self.conn().await?, c => sqlx::query(READ)
             .bind(tenant.as_str()).bind(user.as_str()).bind(id.as_str())
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)
@@ -284,7 +281,7 @@ impl NotificationWrites for SqlTx {
         user: &UserId,
         made_by: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(READ_ALL)
+        on!(self.conn().await?, c => sqlx::query(READ_ALL)
             .bind(tenant.as_str()).bind(user.as_str()).bind(Time(made_by))
             .execute(c).await.map(|_| ()))
         .map_err(refusal)
@@ -296,14 +293,14 @@ impl NotificationWrites for SqlTx {
         user: &UserId,
         id: &NotificationId,
     ) -> Result<bool, Refusal> {
-        let own: Option<i32> = on!(self.conn(), c => sqlx::query_scalar(EXISTS)
+        let own: Option<i32> = on!(self.conn().await?, c => sqlx::query_scalar(EXISTS)
             .bind(tenant.as_str()).bind(user.as_str()).bind(id.as_str())
             .fetch_optional(c).await)
         .map_err(refusal)?;
         if own.is_none() {
             return Ok(false);
         }
-        on!(self.conn(), c => sqlx::query(READ_UP_TO)
+        on!(self.conn().await?, c => sqlx::query(READ_UP_TO)
             .bind(tenant.as_str()).bind(user.as_str()).bind(id.as_str())
             .execute(c).await.map(|_| true))
         .map_err(refusal)

@@ -38,6 +38,8 @@ static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres
 const PATIENCE: Duration = Duration::from_secs(2);
 const POSTGRES_CONNECTIONS: u32 = 16;
 const SQLITE_READERS: u32 = 4;
+/// Statements that a connection keeps prepared: more than there are.
+const PREPARED: usize = 512;
 
 const VERSION: &str = "SELECT max(version) FROM _sqlx_migrations WHERE success";
 
@@ -217,7 +219,8 @@ impl Store for SqlStore {
         match &self.backend {
             Backend::Sqlite { writer, .. } => {
                 let mut loan = writer.borrow().await?;
-                let rows = outbox::forget(loan.held(), before, limit).await.map_err(refusal)?;
+                let held = loan.batch().direct().await.map_err(refusal)?;
+                let rows = outbox::forget(held, before, limit).await.map_err(refusal)?;
                 loan.commit().await?;
                 Ok(rows)
             }
@@ -240,7 +243,8 @@ async fn open_sqlite(
         .foreign_keys(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(PATIENCE);
+        .busy_timeout(PATIENCE)
+        .statement_cache_capacity(PREPARED);
     let lock = match opener {
         Opener::Server => Some(claim(&options.get_filename().with_added_extension("lock"))?),
         Opener::Tool => None,
@@ -272,6 +276,7 @@ async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
     // client has vanished does not keep its lane.
     let options = PgConnectOptions::from_str(url)?
         .application_name("carillon")
+        .statement_cache_capacity(PREPARED)
         .options([("lock_timeout", "2000"), ("idle_in_transaction_session_timeout", "10000")]);
     let pool = PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS)

@@ -128,11 +128,11 @@ impl StudyGroupReads for SqlTx {
         tenant: &TenantId,
         group: &GroupId,
     ) -> Result<Option<StudyGroup>, Refusal> {
-        let row: Option<Row> = on!(self.conn(), c => sqlx::query_as(GET)
+        let row: Option<Row> = on!(self.conn().await?, c => sqlx::query_as(GET)
             .bind(tenant.as_str()).bind(group.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         let Some(row) = row else { return Ok(None) };
-        let members: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(MEMBERS)
+        let members: Vec<String> = on!(self.conn().await?, c => sqlx::query_scalar(MEMBERS)
             .bind(tenant.as_str()).bind(group.as_str()).fetch_all(c).await)
         .map_err(refusal)?;
         row.group(members).map(Some)
@@ -144,7 +144,7 @@ impl StudyGroupReads for SqlTx {
         after: &str,
         limit: u32,
     ) -> Result<Vec<GroupId>, Refusal> {
-        let rows: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(IDS)
+        let rows: Vec<String> = on!(self.conn().await?, c => sqlx::query_scalar(IDS)
             .bind(tenant.as_str()).bind(after).bind(i64::from(limit)).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(|id| GroupId::new(id).map_err(Refusal::internal)).collect()
@@ -155,7 +155,7 @@ impl StudyGroupReads for SqlTx {
         tenant: &TenantId,
         user: &UserId,
     ) -> Result<Vec<GroupId>, Refusal> {
-        let ids: Vec<String> = on!(self.conn(), c => sqlx::query_scalar(GROUPS_OF)
+        let ids: Vec<String> = on!(self.conn().await?, c => sqlx::query_scalar(GROUPS_OF)
             .bind(tenant.as_str()).bind(user.as_str()).fetch_all(c).await)
         .map_err(refusal)?;
         ids.into_iter().map(|id| GroupId::new(id).map_err(Refusal::internal)).collect()
@@ -167,7 +167,7 @@ impl StudyGroupReads for SqlTx {
         group: &GroupId,
         user: &UserId,
     ) -> Result<Option<Standing>, Refusal> {
-        let row: Option<StandingRow> = on!(self.conn(), c => sqlx::query_as(STANDING)
+        let row: Option<StandingRow> = on!(self.conn().await?, c => sqlx::query_as(STANDING)
             .bind(tenant.as_str()).bind(group.as_str()).bind(user.as_str())
             .fetch_optional(c).await)
         .map_err(refusal)?;
@@ -197,7 +197,7 @@ impl StudyGroupWrites for SqlTx {
         tenant: &TenantId,
         group: &StudyGroup,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(CREATE)
+        on!(self.conn().await?, c => sqlx::query(CREATE)
             .bind(tenant.as_str()).bind(group.id.as_str()).bind(group.room_id.as_str())
             .bind(&group.name).bind(&group.description).bind(&group.specialty)
             .bind(group.creator_id.as_str()).bind(group.owner_id.as_str())
@@ -205,7 +205,7 @@ impl StudyGroupWrites for SqlTx {
             .bind(Time(group.updated_at)).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
         let metadata = json!({ "groupId": group.id }).to_string();
-        on!(self.conn(), c => sqlx::query(CREATE_ROOM)
+        on!(self.conn().await?, c => sqlx::query(CREATE_ROOM)
             .bind(tenant.as_str()).bind(group.room_id.as_str()).bind(&group.name)
             .bind(&metadata).bind(Time(group.created_at)).execute(c).await.map(|_| ()))
         .map_err(refusal)
@@ -218,16 +218,16 @@ impl StudyGroupWrites for SqlTx {
         user: &UserId,
         now: Timestamp,
     ) -> Result<bool, Refusal> {
-        let taken: Option<(i64, String)> = on!(self.conn(), c => sqlx::query_as(TAKE_PLACE)
+        let taken: Option<(i64, String)> = on!(self.conn().await?, c => sqlx::query_as(TAKE_PLACE)
             .bind(tenant.as_str()).bind(group.as_str()).bind(Time(now))
             .fetch_optional(c).await)
         .map_err(refusal)?;
         let Some((place, room)) = taken else { return Ok(false) };
-        on!(self.conn(), c => sqlx::query(ADD)
+        on!(self.conn().await?, c => sqlx::query(ADD)
             .bind(tenant.as_str()).bind(group.as_str()).bind(user.as_str()).bind(place)
             .bind(Time(now)).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        on!(self.conn(), c => sqlx::query(USE_INVITATION)
+        on!(self.conn().await?, c => sqlx::query(USE_INVITATION)
             .bind(tenant.as_str()).bind(group.as_str()).bind(user.as_str())
             .execute(c).await.map(|_| ()))
         .map_err(refusal)?;
@@ -243,20 +243,20 @@ impl StudyGroupWrites for SqlTx {
         user: &UserId,
         now: Timestamp,
     ) -> Result<Option<i64>, Refusal> {
-        let was_in = on!(self.conn(), c => sqlx::query(REMOVE)
+        let was_in = on!(self.conn().await?, c => sqlx::query(REMOVE)
             .bind(tenant.as_str()).bind(group.as_str()).bind(user.as_str())
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)?;
         if !was_in {
             return Ok(None);
         }
-        let (left, room): (i64, String) = on!(self.conn(), c => sqlx::query_as(FREE_PLACE)
+        let (left, room): (i64, String) = on!(self.conn().await?, c => sqlx::query_as(FREE_PLACE)
             .bind(tenant.as_str()).bind(group.as_str()).bind(Time(now)).fetch_one(c).await)
         .map_err(refusal)?;
-        on!(self.conn(), c => sqlx::query(REMOVE_FROM_ROOM)
+        on!(self.conn().await?, c => sqlx::query(REMOVE_FROM_ROOM)
             .bind(tenant.as_str()).bind(&room).bind(user.as_str()).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        on!(self.conn(), c => sqlx::query(COUNT_OUT)
+        on!(self.conn().await?, c => sqlx::query(COUNT_OUT)
             .bind(tenant.as_str()).bind(&room).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
         Ok(Some(left))
@@ -268,7 +268,7 @@ impl StudyGroupWrites for SqlTx {
         group: &GroupId,
         now: Timestamp,
     ) -> Result<Option<UserId>, Refusal> {
-        let owner: Option<String> = on!(self.conn(), c => sqlx::query_scalar(PASS_ON)
+        let owner: Option<String> = on!(self.conn().await?, c => sqlx::query_scalar(PASS_ON)
             .bind(tenant.as_str()).bind(group.as_str()).bind(Time(now))
             .fetch_optional(c).await)
         .map_err(refusal)?;
@@ -281,11 +281,11 @@ impl StudyGroupWrites for SqlTx {
         group: &GroupId,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(DELETE)
+        on!(self.conn().await?, c => sqlx::query(DELETE)
             .bind(tenant.as_str()).bind(group.as_str()).bind(Time(now))
             .execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        on!(self.conn(), c => sqlx::query(DELETE_INVITATIONS)
+        on!(self.conn().await?, c => sqlx::query(DELETE_INVITATIONS)
             .bind(tenant.as_str()).bind(group.as_str()).execute(c).await.map(|_| ()))
         .map_err(refusal)
     }
@@ -298,7 +298,7 @@ impl StudyGroupWrites for SqlTx {
         by: &UserId,
         now: Timestamp,
     ) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(INVITE)
+        on!(self.conn().await?, c => sqlx::query(INVITE)
             .bind(tenant.as_str()).bind(group.as_str()).bind(user.as_str()).bind(by.as_str())
             .bind(Time(now)).execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)

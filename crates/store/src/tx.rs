@@ -7,10 +7,10 @@ use carillon_domain::{
     Emit, Offset, Refusal, TenantId, Timestamp,
     ports::{OutboxReads, Published, Tx},
 };
-use sqlx::{PgConnection, Postgres, Sqlite, SqliteConnection, pool::PoolConnection};
+use sqlx::{Executor as _, PgConnection, Postgres, Sqlite, SqliteConnection, pool::PoolConnection};
 use tokio::{runtime::Handle, time::timeout};
 
-use crate::{error::refusal, lane::Loan, outbox};
+use crate::{batch::Batch, error::refusal, lane::Loan, outbox};
 
 /// A statement that takes longer has lost its database. Below the 3 s within which every
 /// operation is answered.
@@ -31,19 +31,6 @@ macro_rules! on {
     }};
 }
 pub(crate) use on;
-
-/// `($1, $2, $3, $4), ($1, $2, $5, $6)`: so many rows of which each begins with the same columns
-/// and goes on with its own. Each number of rows is a statement of its own to the database.
-pub(crate) fn values(common: usize, own: usize, rows: usize) -> String {
-    let place = |n: usize| format!("${n}");
-    let shared: Vec<String> = (1..=common).map(place).collect();
-    let row = |row: usize| {
-        let first = common + own * row + 1;
-        let all = shared.iter().cloned().chain((first..first + own).map(place));
-        format!("({})", all.collect::<Vec<_>>().join(", "))
-    };
-    (0..rows).map(row).collect::<Vec<_>>().join(", ")
-}
 
 /// A connection of either kind, taken from its pool.
 pub(crate) enum Conn {
@@ -87,6 +74,17 @@ impl Held {
 
     pub(crate) async fn run(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
         on!(self.statement(), c => sqlx::query(statement).execute(c).await.map(|_| ()))
+    }
+
+    /// Two statements on one way to the database. PostgreSQL prepares no more than one.
+    pub(crate) async fn run_both(&mut self, statements: &'static str) -> Result<(), sqlx::Error> {
+        match self.statement() {
+            Statement { conn: ConnRef::Sqlite(_), .. } => self.run(statements).await,
+            Statement { conn: ConnRef::Postgres(c), is_sound } => {
+                within(is_sound, async { c.execute(sqlx::raw_sql(statements)).await.map(|_| ()) })
+                    .await
+            }
+        }
     }
 
     pub(crate) async fn begin(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
@@ -155,19 +153,33 @@ pub(crate) enum SqlTx {
 }
 
 impl SqlTx {
-    pub(crate) fn held(&mut self) -> &mut Held {
+    /// For a statement of any kind.
+    pub(crate) async fn conn(&mut self) -> Result<Statement<'_>, Refusal> {
         match self {
-            Self::Held(held) => held,
-            Self::Loan(loan) => loan.held(),
+            Self::Held(held) => Ok(held.statement()),
+            Self::Loan(loan) => Ok(loan.batch().direct().await.map_err(refusal)?.statement()),
         }
     }
 
-    pub(crate) fn conn(&mut self) -> Statement<'_> {
-        self.held().statement()
+    /// For a statement that only reads, and neither messages nor what counts them: it does not
+    /// make those that wait be written first.
+    pub(crate) fn peek(&mut self) -> Statement<'_> {
+        match self {
+            Self::Held(held) => held.statement(),
+            Self::Loan(loan) => loan.batch().peek(),
+        }
+    }
+
+    /// What the lane's batch has not written yet; only commands in the lane have that.
+    pub(crate) fn batch(&mut self) -> Result<&mut Batch, Refusal> {
+        match self {
+            Self::Held(_) => Err(Refusal::internal("a durable write outside the lane")),
+            Self::Loan(loan) => Ok(loan.batch()),
+        }
     }
 
     pub(crate) fn is_sqlite(&mut self) -> bool {
-        matches!(self.conn().conn, ConnRef::Sqlite(_))
+        matches!(self.peek().conn, ConnRef::Sqlite(_))
     }
 }
 
@@ -179,7 +191,7 @@ impl Tx for SqlTx {
         now: Timestamp,
         events: &[&Emit],
     ) -> Result<Offset, Refusal> {
-        outbox::publish(self.held(), tenant, now, events).await.map_err(refusal)
+        self.batch()?.publish(tenant, now, events).await
     }
 
     async fn commit(self: Box<Self>) -> Result<(), Refusal> {
@@ -193,11 +205,15 @@ impl Tx for SqlTx {
 #[async_trait]
 impl OutboxReads for SqlTx {
     async fn head(&mut self, tenant: &TenantId) -> Result<Offset, Refusal> {
-        outbox::head(self.held(), tenant).await.map_err(refusal)
+        match self {
+            Self::Held(held) => outbox::head(held, tenant).await,
+            Self::Loan(loan) => loan.batch().head(tenant).await.map(Offset),
+        }
+        .map_err(refusal)
     }
 
     async fn heads(&mut self) -> Result<Vec<(TenantId, Offset)>, Refusal> {
-        outbox::heads(self.held()).await.map_err(refusal)
+        outbox::heads(self.peek()).await.map_err(refusal)
     }
 
     async fn published_after(
@@ -206,6 +222,6 @@ impl OutboxReads for SqlTx {
         after: Offset,
         limit: u32,
     ) -> Result<Vec<Published>, Refusal> {
-        outbox::published_after(self.held(), tenant, after, limit).await
+        outbox::published_after(self.peek(), tenant, after, limit).await
     }
 }

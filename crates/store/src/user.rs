@@ -12,8 +12,9 @@ use carillon_domain::{
 
 use crate::{
     error::refusal,
+    rows::Rows,
     time::Time,
-    tx::{SqlTx, on, values},
+    tx::{SqlTx, on},
 };
 
 const GET: &str = "SELECT id, name, role, avatar, status, claims_issued_at,
@@ -67,9 +68,12 @@ const CHANGED_POSTGRES: &str = "SELECT id, tenant_id, user_id FROM user_changes
 const FORGET_CHANGES: &str = "DELETE FROM user_changes WHERE id IN
     (SELECT id FROM user_changes WHERE changed_at < $1 ORDER BY changed_at LIMIT $2)";
 const LAST_SEEN: &str = "SELECT last_seen FROM online_users WHERE tenant_id = $1 AND user_id = $2";
-const NOTE_SEEN: &str = "INSERT INTO online_users (tenant_id, last_seen, user_id) VALUES";
-const SEEN_AGAIN: &str =
-    "ON CONFLICT (tenant_id, user_id) DO UPDATE SET last_seen = excluded.last_seen";
+static NOTE_SEEN: Rows = Rows::new(
+    "INSERT INTO online_users (tenant_id, last_seen, user_id) VALUES",
+    2,
+    1,
+    " ON CONFLICT (tenant_id, user_id) DO UPDATE SET last_seen = excluded.last_seen",
+);
 const PROVISION: &str = "INSERT INTO users
     (tenant_id, id, name, email, role, avatar, status, claims_issued_at, created_at, updated_at,
      token_version)
@@ -157,7 +161,7 @@ fn unknown(column: &str, value: &str) -> Refusal {
 #[async_trait]
 impl UserReads for SqlTx {
     async fn user(&mut self, tenant: &TenantId, user: &UserId) -> Result<Option<User>, Refusal> {
-        let row: Option<Row> = on!(self.conn(), c => sqlx::query_as(GET)
+        let row: Option<Row> = on!(self.conn().await?, c => sqlx::query_as(GET)
             .bind(tenant.as_str()).bind(user.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(Row::user).transpose()
@@ -168,7 +172,7 @@ impl UserReads for SqlTx {
         tenant: &TenantId,
         user: &UserId,
     ) -> Result<Option<Account>, Refusal> {
-        let row: Option<AccountRow> = on!(self.conn(), c => sqlx::query_as(ACCOUNT)
+        let row: Option<AccountRow> = on!(self.conn().await?, c => sqlx::query_as(ACCOUNT)
             .bind(tenant.as_str()).bind(user.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         row.map(AccountRow::account).transpose()
@@ -180,7 +184,7 @@ impl UserReads for SqlTx {
         after: &str,
         limit: u32,
     ) -> Result<Vec<Account>, Refusal> {
-        let rows: Vec<AccountRow> = on!(self.conn(), c => sqlx::query_as(ACCOUNTS)
+        let rows: Vec<AccountRow> = on!(self.conn().await?, c => sqlx::query_as(ACCOUNTS)
             .bind(tenant.as_str()).bind(after).bind(i64::from(limit)).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(AccountRow::account).collect()
@@ -191,7 +195,7 @@ impl UserReads for SqlTx {
         tenant: &TenantId,
         user: &UserId,
     ) -> Result<Option<Timestamp>, Refusal> {
-        let seen: Option<Time> = on!(self.conn(), c => sqlx::query_scalar(LAST_SEEN)
+        let seen: Option<Time> = on!(self.conn().await?, c => sqlx::query_scalar(LAST_SEEN)
             .bind(tenant.as_str()).bind(user.as_str()).fetch_optional(c).await)
         .map_err(refusal)?;
         Ok(seen.map(Timestamp::from))
@@ -200,7 +204,7 @@ impl UserReads for SqlTx {
     async fn changed_users(&mut self, within: Duration) -> Result<Vec<ChangedUser>, Refusal> {
         let changed = if self.is_sqlite() { CHANGED_SQLITE } else { CHANGED_POSTGRES };
         let within_ms = i64::try_from(within.as_millis()).unwrap_or(i64::MAX);
-        let rows: Vec<(i64, String, String)> = on!(self.conn(), c => sqlx::query_as(changed)
+        let rows: Vec<(i64, String, String)> = on!(self.conn().await?, c => sqlx::query_as(changed)
             .bind(within_ms).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter()
@@ -222,7 +226,7 @@ impl UserWrites for SqlTx {
     ) -> Result<User, Refusal> {
         // A token without `iat` makes a row, and any token that has one is newer.
         let issued_at = Time(claims.issue.at.unwrap_or_default());
-        on!(self.conn(), c => sqlx::query(PROVISION)
+        on!(self.conn().await?, c => sqlx::query(PROVISION)
             .bind(tenant.as_str()).bind(claims.user.as_str()).bind(claims.display_name())
             .bind(&claims.email).bind(claims.role.as_str()).bind(&claims.avatar)
             .bind(issued_at).bind(Time(now)).bind(claims.issue.version)
@@ -237,7 +241,7 @@ impl UserWrites for SqlTx {
         account: &NewAccount,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        on!(self.conn(), c => sqlx::query(PUT)
+        on!(self.conn().await?, c => sqlx::query(PUT)
             .bind(tenant.as_str()).bind(account.id.as_str()).bind(&account.name)
             .bind(&account.email).bind(account.role.as_str()).bind(&account.avatar)
             .bind(&account.target_specialty).bind(account.status.as_str()).bind(Time(now))
@@ -252,7 +256,7 @@ impl UserWrites for SqlTx {
         user: &UserId,
         below: &TokenRule,
     ) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(REVOKE)
+        on!(self.conn().await?, c => sqlx::query(REVOKE)
             .bind(tenant.as_str()).bind(user.as_str()).bind(below.valid_from.map(Time))
             .bind(below.version).execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)
@@ -267,18 +271,18 @@ impl UserWrites for SqlTx {
         // Also of somebody who is made again under that id, earlier tokens are refused.
         let next_second = Timestamp((now.0.div_euclid(1_000) + 1) * 1_000);
         for statement in DELETE_WITH {
-            on!(self.conn(), c => sqlx::query(statement)
+            on!(self.conn().await?, c => sqlx::query(statement)
                 .bind(tenant.as_str()).bind(user.as_str()).execute(c).await.map(|_| ()))
             .map_err(refusal)?;
         }
-        on!(self.conn(), c => sqlx::query(DELETE)
+        on!(self.conn().await?, c => sqlx::query(DELETE)
             .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now)).bind(Time(next_second))
             .execute(c).await.map(|done| done.rows_affected() > 0))
         .map_err(refusal)
     }
 
     async fn forget_user_changes(&mut self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
-        on!(self.conn(), c => sqlx::query(FORGET_CHANGES)
+        on!(self.conn().await?, c => sqlx::query(FORGET_CHANGES)
             .bind(Time(before)).bind(i64::from(limit))
             .execute(c).await.map(|done| done.rows_affected()))
         .map_err(refusal)
@@ -290,18 +294,16 @@ impl UserWrites for SqlTx {
         users: &[UserId],
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        if users.is_empty() {
-            return Ok(());
+        for (statement, part) in NOTE_SEEN.parts(users) {
+            on!(self.conn().await?, c => {
+                let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(Time(now));
+                for user in part {
+                    query = query.bind(user.as_str());
+                }
+                query.execute(c).await.map(|_| ())
+            })
+            .map_err(refusal)?;
         }
-        let rows = values(2, 1, users.len());
-        let statement = sqlx::AssertSqlSafe(format!("{NOTE_SEEN} {rows} {SEEN_AGAIN}"));
-        on!(self.conn(), c => {
-            let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(Time(now));
-            for user in users {
-                query = query.bind(user.as_str());
-            }
-            query.execute(c).await.map(|_| ())
-        })
-        .map_err(refusal)
+        Ok(())
     }
 }

@@ -167,7 +167,7 @@ impl<'a> Target<'a> {
         let ids = serde_json::to_string(&ids).map_err(Refusal::internal)?;
         let mut reads = store.reader().await?;
         let statement = if reads.is_sqlite() { known.0 } else { known.1 };
-        let rows: Vec<String> = on!(reads.conn(), c => sqlx::query_scalar(statement)
+        let rows: Vec<String> = on!(reads.conn().await?, c => sqlx::query_scalar(statement)
             .bind(self.tenant.as_str()).bind(ids).fetch_all(c).await)
         .map_err(refusal)?;
         Ok(rows.into_iter().collect())
@@ -177,7 +177,7 @@ impl<'a> Target<'a> {
     pub async fn papers(&self, exam: &ExamId) -> Result<Vec<(i64, String)>, Refusal> {
         let Some(store) = self.store else { return Ok(Vec::new()) };
         let mut reads = store.reader().await?;
-        on!(reads.conn(), c => sqlx::query_as(PAPERS)
+        on!(reads.conn().await?, c => sqlx::query_as(PAPERS)
             .bind(self.tenant.as_str()).bind(exam.as_str()).fetch_all(c).await)
         .map_err(refusal)
     }
@@ -189,7 +189,7 @@ impl<'a> Target<'a> {
     ) -> Result<HashSet<String>, Refusal> {
         let Some(store) = self.store else { return Ok(HashSet::new()) };
         let mut reads = store.reader().await?;
-        let rows: Vec<String> = on!(reads.conn(), c => sqlx::query_scalar(statement)
+        let rows: Vec<String> = on!(reads.conn().await?, c => sqlx::query_scalar(statement)
             .bind(self.tenant.as_str()).bind(of).fetch_all(c).await)
         .map_err(refusal)?;
         Ok(rows.into_iter().collect())
@@ -212,7 +212,7 @@ impl SqlTx {
         tenant: &TenantId,
         user: &Account,
     ) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(USER)
+        on!(self.conn().await?, c => sqlx::query(USER)
             .bind(tenant.as_str()).bind(user.id.as_str()).bind(&user.name).bind(&user.email)
             .bind(user.role.as_str()).bind(&user.avatar).bind(&user.target_specialty)
             .bind(user.status.as_str()).bind(Time(user.created_at)).bind(Time(user.updated_at))
@@ -233,7 +233,7 @@ impl SqlTx {
             .collect();
         let answers = json!(answers).to_string();
         let statement = if self.is_sqlite() { ANSWERS_SQLITE } else { ANSWERS_POSTGRES };
-        on!(self.conn(), c => sqlx::query(statement)
+        on!(self.conn().await?, c => sqlx::query(statement)
             .bind(tenant.as_str()).bind(attempt.as_str()).bind(Time(at)).bind(answers)
             .execute(c).await.map(|_| ()))
         .map_err(refusal)
@@ -249,7 +249,7 @@ impl SqlTx {
         metadata: &str,
         created_at: Timestamp,
     ) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(ROOM)
+        on!(self.conn().await?, c => sqlx::query(ROOM)
             .bind(tenant.as_str()).bind(room.as_str()).bind(name).bind(kind.as_str())
             .bind(metadata).bind(Time(created_at))
             .execute(c).await.map(|done| done.rows_affected() > 0))
@@ -265,7 +265,7 @@ impl SqlTx {
     ) -> Result<bool, Refusal> {
         use carillon_domain::ports::ChatWrites as _;
         let count = i64::try_from(group.members.len()).map_err(Refusal::internal)?;
-        let is_new = on!(self.conn(), c => sqlx::query(GROUP)
+        let is_new = on!(self.conn().await?, c => sqlx::query(GROUP)
             .bind(tenant.as_str()).bind(group.id.as_str()).bind(group.room_id.as_str())
             .bind(&group.name).bind(&group.description).bind(&group.specialty)
             .bind(group.creator_id.as_str()).bind(group.owner_id.as_str())
@@ -280,7 +280,7 @@ impl SqlTx {
         let (room, at) = (&group.room_id, group.created_at);
         self.import_room(tenant, room, &group.name, RoomKind::StudyGroup, &metadata, at).await?;
         for (member, place) in group.members.iter().zip(1_i64..) {
-            on!(self.conn(), c => sqlx::query(GROUP_MEMBER)
+            on!(self.conn().await?, c => sqlx::query(GROUP_MEMBER)
                 .bind(tenant.as_str()).bind(group.id.as_str()).bind(member.as_str()).bind(place)
                 .bind(Time(at)).execute(c).await.map(|_| ()))
             .map_err(refusal)?;
@@ -297,12 +297,12 @@ impl SqlTx {
         messages: &[Message],
     ) -> Result<(), Refusal> {
         let count = i64::try_from(messages.len()).map_err(Refusal::internal)?;
-        let last: i64 = on!(self.conn(), c => sqlx::query_scalar(TAKE_SEQS)
+        let last: i64 = on!(self.conn().await?, c => sqlx::query_scalar(TAKE_SEQS)
             .bind(tenant.as_str()).bind(room.as_str()).bind(count).fetch_one(c).await)
         .map_err(refusal)?;
         let before = last - count;
         for (message, seq) in messages.iter().zip(before + 1..) {
-            on!(self.conn(), c => sqlx::query(MESSAGE)
+            on!(self.conn().await?, c => sqlx::query(MESSAGE)
                 .bind(tenant.as_str()).bind(&message.id).bind(room.as_str()).bind(seq)
                 .bind(message.sender.as_str()).bind(&message.sender_name)
                 .bind(&message.sender_avatar).bind(&message.message).bind(&message.message_type)
@@ -311,7 +311,7 @@ impl SqlTx {
                 .execute(c).await.map(|_| ()))
             .map_err(refusal)?;
         }
-        on!(self.conn(), c => sqlx::query(READ_ON)
+        on!(self.conn().await?, c => sqlx::query(READ_ON)
             .bind(tenant.as_str()).bind(room.as_str()).bind(before).bind(last)
             .execute(c).await.map(|_| ()))
         .map_err(refusal)
@@ -323,7 +323,7 @@ impl SqlTx {
         tenant: &TenantId,
         new: &Notification,
     ) -> Result<bool, Refusal> {
-        on!(self.conn(), c => sqlx::query(NOTIFICATION)
+        on!(self.conn().await?, c => sqlx::query(NOTIFICATION)
             .bind(tenant.as_str()).bind(new.id.as_str()).bind(new.user_id.as_str())
             .bind(&new.kind).bind(&new.title).bind(&new.message)
             .bind(new.data.as_ref().map(|data| data.get())).bind(new.is_read)

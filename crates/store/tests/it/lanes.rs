@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use carillon_domain::{
-    Effect, Offset, Refusal, RoomId,
-    chat::{join_room::JoinRoom, send_message::SendMessage},
+    Effect, MessageId, Offset, Refusal, RoomId, Seq, UserId,
+    chat::{NewMessage, Page, join_room::JoinRoom, send_message::SendMessage},
     contract::{Address, Command as _, Scope},
     ports::Store as _,
 };
@@ -85,6 +85,88 @@ async fn a_command_that_is_cancelled_or_fails_gives_its_place_back() {
         assert_eq!(reply(&done)["seq"], 1);
         let mut reads = world.store.read().await.unwrap();
         assert!(reads.chat_room(&tenant("t"), &room).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_of_one_batch_see_what_was_written_before_them_and_nothing_that_was_undone() {
+    for world in World::each().await {
+        let (ana, t) = (caller("t", "ana"), tenant("t"));
+        let room = RoomId::new("algebra").unwrap();
+        world.ask(&ana, &join("algebra")).await.unwrap();
+        let keyed =
+            SendMessage { client_msg_id: Some("k".into()), ..say("algebra", "under a key".into()) };
+        let (keyed, again) = (&keyed, &keyed);
+        let send = async |message: &SendMessage| {
+            let done = world.ask(&ana, message).await.unwrap();
+            reply(&done)["seq"].as_i64().unwrap()
+        };
+        let read = async |is_kept: bool| {
+            let mut tx = world.store.begin(&t, Scope::Lane).await.unwrap();
+            let seen = tx.messages(&t, &room, Page::After(Seq(0)), 99).await.unwrap();
+            let head = tx.head(&t).await.unwrap();
+            if is_kept {
+                tx.commit().await.unwrap();
+            }
+            (seen.into_iter().map(|of| of.seq.0).collect::<Vec<_>>(), head.0)
+        };
+        let undone = async || {
+            let mut tx = world.store.begin(&t, Scope::Lane).await.unwrap();
+            tx.insert_message(&t, new_message(&room, "undone")).await.unwrap();
+            let kind = carillon_domain::chat::RoomKind::Direct;
+            let other = RoomId::new("geometry").unwrap();
+            tx.create_room(&t, &other, kind, carillon_domain::Timestamp(1)).await.unwrap();
+            tx.insert_message(&t, new_message(&room, "undone, too")).await.unwrap();
+        };
+
+        // What queues while the lane is held makes one batch, in this order.
+        let held = world.store.begin(&t, Scope::Lane).await.unwrap();
+        let (one, two, three) =
+            (say("algebra", "1".into()), say("algebra", "2".into()), say("algebra", "3".into()));
+        let batch = async {
+            tokio::join!(
+                biased;
+                send(&one),
+                undone(),
+                send(&two),
+                read(false),
+                send(keyed),
+                undone(),
+                read(true),
+                send(&three),
+                send(again),
+            )
+        };
+        let (results, ()) = tokio::join!(biased; batch, async { drop(held) });
+        let (one, (), two, early, key, (), late, three, again) = results;
+        assert_eq!((one, two, key, three, again), (1, 2, 3, 4, 3));
+        assert_eq!(early, (vec![1, 2], 2));
+        assert_eq!(late, (vec![1, 2, 3], 3));
+
+        assert_eq!(read(false).await, (vec![1, 2, 3, 4], 4));
+        let mut reads = world.store.read().await.unwrap();
+        assert_eq!(reads.head(&t).await.unwrap(), Offset(4));
+        assert_eq!(reads.published_after(&t, Offset(0), 99).await.unwrap().len(), 4);
+        let geometry = RoomId::new("geometry").unwrap();
+        assert!(reads.chat_room(&t, &geometry).await.unwrap().is_none());
+        assert_eq!(reads.chat_room(&t, &room).await.unwrap().unwrap().last_seq, Seq(4));
+    }
+}
+
+fn new_message(room: &RoomId, message: &str) -> NewMessage {
+    NewMessage {
+        id: MessageId::new(format!("id of {message}")).unwrap(),
+        room: room.clone(),
+        sender: UserId::new("ana").unwrap(),
+        sender_name: "Ana".into(),
+        sender_avatar: None,
+        message: message.into(),
+        message_type: "text".into(),
+        file_url: None,
+        file_name: None,
+        file_size: None,
+        client_msg_id: None,
+        created_at: carillon_domain::Timestamp(1),
     }
 }
 

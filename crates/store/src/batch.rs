@@ -1,0 +1,194 @@
+//! What the commands of one batch have written so far.
+//!
+//! Every statement is a way to the database and back, so what a command only adds (messages,
+//! durable events) is kept in memory, numbered under the lane, and written for the whole batch in
+//! a few statements. A command that does nothing else never sees a savepoint. Whoever runs a
+//! statement of its own gets one, and finds the messages before it written.
+
+use std::collections::HashMap;
+
+use carillon_domain::{
+    Emit, Offset, Refusal, RoomId, TenantId, Timestamp, UserId, chat::ChatMessage,
+};
+
+use crate::{
+    chat,
+    error::refusal,
+    outbox,
+    tx::{Held, Statement},
+};
+
+/// The running transaction of a batch.
+pub(crate) struct Batch {
+    held: Held,
+    savepoint: Savepoint,
+    /// Cleared when what belongs to earlier commands was lost: nobody in the batch may go on.
+    is_sound: bool,
+    /// The heads of tenants as the database has them.
+    heads: HashMap<TenantId, i64>,
+    /// Messages and events of which the database knows nothing yet.
+    messages: Vec<Message>,
+    events: Vec<Event>,
+    /// Where in the two the running command's begin.
+    own: (usize, usize),
+}
+
+#[derive(PartialEq, Eq)]
+enum Savepoint {
+    None,
+    /// Of an earlier command.
+    Left,
+    /// Of the running command.
+    Own,
+}
+
+/// A message that waits to be written.
+pub(crate) struct Message {
+    pub tenant: TenantId,
+    pub message: ChatMessage,
+    pub member_count: i64,
+}
+
+/// A durable event that waits to be written.
+pub(crate) struct Event {
+    pub tenant: TenantId,
+    pub created_at: Timestamp,
+    pub position: i64,
+    pub emit: Emit,
+    /// As JSON.
+    pub address: String,
+}
+
+impl Batch {
+    /// A transaction that has begun; `head` is that of the lane it has taken.
+    pub(crate) fn new(held: Held, head: Option<(TenantId, i64)>) -> Self {
+        Self {
+            held,
+            savepoint: Savepoint::None,
+            is_sound: true,
+            heads: head.into_iter().collect(),
+            messages: Vec::new(),
+            events: Vec::new(),
+            own: (0, 0),
+        }
+    }
+
+    /// What is written from now on is the next command's.
+    pub(crate) fn next_command(&mut self) {
+        self.own = (self.messages.len(), self.events.len());
+        if self.savepoint == Savepoint::Own {
+            self.savepoint = Savepoint::Left;
+        }
+    }
+
+    /// Takes back what the running command has written.
+    pub(crate) async fn undo_command(&mut self) -> Result<(), sqlx::Error> {
+        self.messages.truncate(self.own.0);
+        self.events.truncate(self.own.1);
+        if self.savepoint == Savepoint::Own {
+            self.held.run("ROLLBACK TO SAVEPOINT command").await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what waits, and ends the transaction.
+    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        if !self.is_sound {
+            return Err(sqlx::Error::WorkerCrashed);
+        }
+        chat::write(&mut self.held, &self.messages).await?;
+        outbox::write(&mut self.held, &self.events).await?;
+        self.held.commit().await
+    }
+
+    /// For statements that only read, and nothing of what waits.
+    pub(crate) fn peek(&mut self) -> Statement<'_> {
+        self.held.statement()
+    }
+
+    /// For every other statement.
+    pub(crate) async fn direct(&mut self) -> Result<&mut Held, sqlx::Error> {
+        if self.savepoint != Savepoint::Own {
+            let is_sound = std::mem::replace(&mut self.is_sound, false);
+            let earlier: Vec<_> = self.messages.drain(..self.own.0).collect();
+            self.own.0 = 0;
+            chat::write(&mut self.held, &earlier).await?;
+            self.set_savepoint().await?;
+            self.is_sound = is_sound;
+        }
+        let own = std::mem::take(&mut self.messages);
+        chat::write(&mut self.held, &own).await?;
+        Ok(&mut self.held)
+    }
+
+    /// The earlier one is released on the same way.
+    async fn set_savepoint(&mut self) -> Result<(), sqlx::Error> {
+        if self.savepoint == Savepoint::Left {
+            self.held.run_both("RELEASE SAVEPOINT command; SAVEPOINT command").await?;
+        } else {
+            self.held.run("SAVEPOINT command").await?;
+        }
+        self.savepoint = Savepoint::Own;
+        Ok(())
+    }
+
+    /// The newest message of the room among those that wait.
+    pub(crate) fn newest_in(&self, tenant: &TenantId, room: &RoomId) -> Option<&Message> {
+        self.messages.iter().rev().find(|of| of.message.room_id == *room && of.tenant == *tenant)
+    }
+
+    /// The message somebody sent under a key of theirs, if it waits.
+    pub(crate) fn by_client_id(
+        &self,
+        tenant: &TenantId,
+        sender: &UserId,
+        key: &str,
+    ) -> Option<&ChatMessage> {
+        self.messages
+            .iter()
+            .find(|of| {
+                of.message.client_msg_id.as_deref() == Some(key)
+                    && of.message.sender_id == *sender
+                    && of.tenant == *tenant
+            })
+            .map(|of| &of.message)
+    }
+
+    pub(crate) fn add_message(&mut self, message: Message) {
+        self.messages.push(message);
+    }
+
+    /// The offset of the tenant's newest event.
+    pub(crate) async fn head(&mut self, tenant: &TenantId) -> Result<i64, sqlx::Error> {
+        if let Some(event) = self.events.iter().rev().find(|event| event.tenant == *tenant) {
+            return Ok(event.position);
+        }
+        if let Some(head) = self.heads.get(tenant) {
+            return Ok(*head);
+        }
+        let head = outbox::head(&mut self.held, tenant).await?.0;
+        self.heads.insert(tenant.clone(), head);
+        Ok(head)
+    }
+
+    /// Numbers durable events; returns the offset of the last.
+    pub(crate) async fn publish(
+        &mut self,
+        tenant: &TenantId,
+        now: Timestamp,
+        events: &[&Emit],
+    ) -> Result<Offset, Refusal> {
+        let mut position = self.head(tenant).await.map_err(refusal)?;
+        for emit in events {
+            position += 1;
+            self.events.push(Event {
+                tenant: tenant.clone(),
+                created_at: now,
+                position,
+                emit: (*emit).clone(),
+                address: serde_json::to_string(&emit.to).map_err(Refusal::internal)?,
+            });
+        }
+        Ok(Offset(position))
+    }
+}

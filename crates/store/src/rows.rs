@@ -1,0 +1,84 @@
+//! Statements that take any number of rows.
+
+use std::{
+    fmt::Write as _,
+    sync::{Arc, OnceLock},
+};
+
+use sqlx::AssertSqlSafe;
+
+/// The longest list of one statement is two to the power of one less.
+const SIZES: usize = 6;
+
+/// A statement with a list of rows: the same text before the list and after it. Each number of
+/// rows is a statement of its own to the database, so a list is taken in parts of 32, 16, 8, 4, 2
+/// and 1, whose texts are made once.
+pub(crate) struct Rows {
+    before: &'static str,
+    after: &'static str,
+    common: usize,
+    own: usize,
+    texts: [OnceLock<Arc<str>>; SIZES],
+}
+
+impl Rows {
+    /// Each row begins with the same `common` parameters and goes on with `own` of its own.
+    pub(crate) const fn new(
+        before: &'static str,
+        common: usize,
+        own: usize,
+        after: &'static str,
+    ) -> Self {
+        Self { before, after, common, own, texts: [const { OnceLock::new() }; SIZES] }
+    }
+
+    /// The parts of a list, each with its statement.
+    pub(crate) fn parts<'a, T>(
+        &'static self,
+        mut rows: &'a [T],
+    ) -> impl Iterator<Item = (AssertSqlSafe<Arc<str>>, &'a [T])> {
+        std::iter::from_fn(move || {
+            let size = (rows.len().checked_ilog2()? as usize).min(SIZES - 1);
+            let (part, rest) = rows.split_at(1 << size);
+            rows = rest;
+            let text = self.texts[size].get_or_init(|| self.text(1 << size).into());
+            Some((AssertSqlSafe(text.clone()), part))
+        })
+    }
+
+    /// `… ($1, $2, $3, $4), ($1, $2, $5, $6) …`
+    fn text(&self, rows: usize) -> String {
+        let mut text = self.before.to_owned();
+        for row in 0..rows {
+            text.push_str(if row == 0 { " (" } else { ", (" });
+            let first = self.common + self.own * row + 1;
+            for (n, place) in (1..=self.common).chain(first..first + self.own).enumerate() {
+                let comma = if n == 0 { "" } else { ", " };
+                // Writing to a string cannot fail.
+                let _ = write!(text, "{comma}${place}");
+            }
+            text.push(')');
+        }
+        text.push_str(self.after);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_taken_in_parts_of_few_sizes() {
+        static INSERT: Rows = Rows::new("INSERT INTO t VALUES", 1, 2, " ON CONFLICT DO NOTHING");
+        let rows: Vec<u8> = (0..75).collect();
+        let parts: Vec<_> = INSERT.parts(&rows).map(|(_, part)| part).collect();
+        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [32, 32, 8, 2, 1]);
+        assert_eq!(parts.concat(), rows);
+        assert_eq!(INSERT.parts::<u8>(&[]).count(), 0);
+        assert_eq!(
+            INSERT.text(2),
+            "INSERT INTO t VALUES ($1, $2, $3), ($1, $4, $5) ON CONFLICT DO NOTHING"
+        );
+    }
+}
