@@ -82,7 +82,7 @@ pub async fn run(
             gateway.authenticator.keep_keys_fresh(),
         )
     };
-    stop.run_until_cancelled(jobs).await;
+    stop.run_until_cancelled(Box::pin(jobs)).await;
 }
 
 fn every(period: Duration) -> Interval {

@@ -164,9 +164,9 @@ impl Metrics {
         self.repaired.inc_by(events as u64);
     }
 
-    /// An attempt was made final by the server.
-    pub fn finished(&self) {
-        self.finished.inc();
+    /// So many attempts were made final by the server.
+    pub fn finished(&self, attempts: usize) {
+        self.finished.inc_by(attempts as u64);
     }
 
     /// An attempt could not be made final.

@@ -1,5 +1,7 @@
 //! Exams, papers, attempts, answers, journals and results.
 
+use std::{collections::HashMap, slice};
+
 use async_trait::async_trait;
 use carillon_domain::{
     Refusal, TenantId, Timestamp, UserId,
@@ -76,6 +78,10 @@ macro_rules! attempt_columns {
 }
 const ATTEMPT: &str =
     attempt_columns!("SELECT", "FROM exam_sessions WHERE tenant_id = $1 AND id = $2");
+const THESE: &str =
+    attempt_columns!("SELECT", "FROM exam_sessions WHERE tenant_id = $1 AND id IN (");
+static LOCK_SQLITE: Rows = Rows::list(THESE, 1, ") ORDER BY id");
+static LOCK_POSTGRES: Rows = Rows::list(THESE, 1, ") ORDER BY id FOR UPDATE");
 const ATTEMPTS: &str = attempt_columns!(
     "SELECT",
     "FROM exam_sessions WHERE tenant_id = $1 AND exam_id = $2 AND id > $3
@@ -113,8 +119,12 @@ const FORCED: &str = "SELECT tenant_id, id FROM exam_sessions
 const SET_ASIDE: &str = "UPDATE exam_sessions SET set_aside_at = $3
     WHERE tenant_id = $1 AND id = $2";
 
-const ANSWERS: &str = "SELECT question, answer, version, received_at, late FROM exam_answers
-    WHERE tenant_id = $1 AND session_id = $2 ORDER BY question";
+static ANSWERS: Rows = Rows::list(
+    "SELECT session_id, question, answer, version, received_at, late FROM exam_answers
+     WHERE tenant_id = $1 AND session_id IN (",
+    1,
+    ") ORDER BY question",
+);
 const PUT_ANSWER: &str = "INSERT INTO exam_answers
         (tenant_id, session_id, question, answer, version, received_at, late)
     VALUES ($1, $2, $3, $4, 1, $5, $6)
@@ -130,8 +140,8 @@ const JOURNAL: &str = "SELECT seq, at, kind, actor, body, hash FROM exam_journal
     WHERE tenant_id = $1 AND session_id = $2 AND seq > $3 ORDER BY seq LIMIT $4";
 static APPEND: Rows = Rows::new(
     "INSERT INTO exam_journal (tenant_id, session_id, seq, at, kind, actor, body, hash) VALUES",
-    2,
-    6,
+    1,
+    7,
     "",
 );
 
@@ -155,11 +165,8 @@ const RESULTS: &str = result_columns!(
     "FROM exam_results WHERE tenant_id = $1 AND exam_id = $2 AND id > $3
        AND user_id = COALESCE($5, user_id) ORDER BY id LIMIT $4"
 );
-const INSERT_RESULT: &str = result_columns!(
-    "INSERT INTO exam_results (tenant_id,",
-    ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-        $19)"
-);
+static INSERT_RESULT: Rows =
+    Rows::new(result_columns!("INSERT INTO exam_results (tenant_id,", ") VALUES"), 1, 18, "");
 const SAVE_REGRADED: &str = "UPDATE exam_results SET
         score = $3, points = $4, max_points = $5, pending_review = $6, revision = $7,
         key_version = $8, journal_len = $9, journal_head = $10, regrade_at = NULL
@@ -360,6 +367,9 @@ impl ResultRow {
     }
 }
 
+/// Of which attempt, the question, the answer, its version, when it was received, and whether late.
+type AnswerRow = (String, i64, String, i64, Time, bool);
+
 /// Rows of a tenant's id and one of its objects'.
 fn pairs<T>(
     rows: Vec<(String, String)>,
@@ -528,21 +538,34 @@ impl ExamReads for SqlTx {
         tenant: &TenantId,
         attempt: &AttemptId,
     ) -> Result<Vec<Answer>, Refusal> {
-        let rows: Vec<(i64, String, i64, Time, bool)> =
-            on!(self.conn().await?, c => sqlx::query_as(ANSWERS)
-                .bind(tenant.as_str()).bind(attempt.as_str()).fetch_all(c).await)
+        let mut answers = self.answers_of(tenant, slice::from_ref(attempt)).await?;
+        Ok(answers.remove(attempt).unwrap_or_default())
+    }
+
+    async fn answers_of(
+        &mut self,
+        tenant: &TenantId,
+        attempts: &[AttemptId],
+    ) -> Result<HashMap<AttemptId, Vec<Answer>>, Refusal> {
+        let mut answers: HashMap<_, Vec<Answer>> = HashMap::new();
+        for (statement, part) in ANSWERS.parts(attempts) {
+            let rows: Vec<AnswerRow> = on!(self.conn().await?, c => {
+                let query = sqlx::query_as(statement).bind(tenant.as_str());
+                part.iter().fold(query, |query, of| query.bind(of.as_str())).fetch_all(c).await
+            })
             .map_err(refusal)?;
-        rows.into_iter()
-            .map(|(question, answer, version, received_at, late)| {
-                Ok(Answer {
+            for (attempt, question, answer, version, received_at, late) in rows {
+                let attempt = AttemptId::new(attempt).map_err(Refusal::internal)?;
+                answers.entry(attempt).or_default().push(Answer {
                     question: usize::try_from(question).map_err(Refusal::internal)?,
                     value: json("exam_answers.answer", &answer)?,
                     version,
                     received_at: received_at.into(),
                     late,
-                })
-            })
-            .collect()
+                });
+            }
+        }
+        Ok(answers)
     }
 
     async fn journal(
@@ -739,16 +762,24 @@ impl ExamWrites for SqlTx {
         row.map(AttemptRow::attempt).transpose()
     }
 
-    async fn lock_attempt(
+    async fn lock_attempts(
         &mut self,
         tenant: &TenantId,
-        attempt: &AttemptId,
-    ) -> Result<Option<Attempt>, Refusal> {
-        let statement = self.locking(ATTEMPT);
-        let row: Option<AttemptRow> = on!(self.conn().await?, c => sqlx::query_as(statement)
-            .bind(tenant.as_str()).bind(attempt.as_str()).fetch_optional(c).await)
-        .map_err(refusal)?;
-        row.map(AttemptRow::attempt).transpose()
+        attempts: &[AttemptId],
+    ) -> Result<Vec<Attempt>, Refusal> {
+        let lock = if self.is_sqlite() { &LOCK_SQLITE } else { &LOCK_POSTGRES };
+        let mut ids = attempts.to_vec();
+        ids.sort_unstable();
+        let mut locked = Vec::with_capacity(ids.len());
+        for (statement, part) in lock.parts(&ids) {
+            let rows: Vec<AttemptRow> = on!(self.conn().await?, c => {
+                let query = sqlx::query_as(statement).bind(tenant.as_str());
+                part.iter().fold(query, |query, of| query.bind(of.as_str())).fetch_all(c).await
+            })
+            .map_err(refusal)?;
+            locked.extend(rows);
+        }
+        locked.into_iter().map(AttemptRow::attempt).collect()
     }
 
     async fn lock_running_attempts(
@@ -802,15 +833,14 @@ impl ExamWrites for SqlTx {
     async fn append_journal(
         &mut self,
         tenant: &TenantId,
-        attempt: &AttemptId,
-        rows: &[JournalRow],
+        rows: &[(AttemptId, JournalRow)],
     ) -> Result<(), Refusal> {
         for (statement, part) in APPEND.parts(rows) {
             on!(self.conn().await?, c => {
-                let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(attempt.as_str());
-                for row in part {
-                    query = query.bind(row.seq).bind(Time(row.at)).bind(&row.kind).bind(&row.actor)
-                        .bind(&row.body).bind(&row.hash);
+                let mut query = sqlx::query(statement).bind(tenant.as_str());
+                for (attempt, row) in part {
+                    query = query.bind(attempt.as_str()).bind(row.seq).bind(Time(row.at))
+                        .bind(&row.kind).bind(&row.actor).bind(&row.body).bind(&row.hash);
                 }
                 query.execute(c).await.map(|_| ())
             })
@@ -819,23 +849,34 @@ impl ExamWrites for SqlTx {
         Ok(())
     }
 
-    async fn insert_result(
+    async fn insert_results(
         &mut self,
         tenant: &TenantId,
-        result: &ExamResult,
+        results: &[ExamResult],
     ) -> Result<(), Refusal> {
-        let (answers, awards) = (to_json(&result.answers)?, to_json(&result.awards)?);
-        let marks = &result.marks;
-        on!(self.conn().await?, c => sqlx::query(INSERT_RESULT)
-            .bind(tenant.as_str()).bind(result.id.as_str()).bind(result.exam.as_str())
-            .bind(result.user.as_str()).bind(result.attempt.as_str())
-            .bind(result.attempt_number).bind(marks.right).bind(marks.questions).bind(&answers)
-            .bind(marks.points.0).bind(marks.max_points.0).bind(marks.pending_review)
-            .bind(&awards).bind(result.revision).bind(result.key_version)
-            .bind(Time(result.completed_at)).bind(result.released_at.map(Time))
-            .bind(result.journal_len).bind(&result.journal_head)
-            .execute(c).await.map(|_| ()))
-        .map_err(refusal)
+        for (statement, part) in INSERT_RESULT.parts(results) {
+            let texts = part
+                .iter()
+                .map(|result| Ok((to_json(&result.answers)?, to_json(&result.awards)?)))
+                .collect::<Result<Vec<_>, Refusal>>()?;
+            on!(self.conn().await?, c => {
+                let mut query = sqlx::query(statement).bind(tenant.as_str());
+                for (result, (answers, awards)) in part.iter().zip(&texts) {
+                    let marks = &result.marks;
+                    query = query.bind(result.id.as_str()).bind(result.exam.as_str())
+                        .bind(result.user.as_str()).bind(result.attempt.as_str())
+                        .bind(result.attempt_number).bind(marks.right).bind(marks.questions)
+                        .bind(answers).bind(marks.points.0).bind(marks.max_points.0)
+                        .bind(marks.pending_review).bind(awards).bind(result.revision)
+                        .bind(result.key_version).bind(Time(result.completed_at))
+                        .bind(result.released_at.map(Time)).bind(result.journal_len)
+                        .bind(&result.journal_head);
+                }
+                query.execute(c).await.map(|_| ())
+            })
+            .map_err(refusal)?;
+        }
+        Ok(())
     }
 
     async fn release_exam(

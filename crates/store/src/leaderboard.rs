@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     error::refusal,
+    rows::Rows,
     time::Time,
     tx::{SqlTx, on},
 };
@@ -31,14 +32,16 @@ const COUNTED: &str = counted!("r.user_id > $2 AND r.user_id <= $3");
 const COUNTED_OF: &str = counted!("r.user_id = $2");
 
 // Millionths of a percent of each result are rounded, and so is the average.
-const FOLD: &str = "INSERT INTO leaderboard_entries
+static FOLD: Rows = Rows::list(
+    "INSERT INTO leaderboard_entries
     (tenant_id, period, period_start, user_id, specialty, total_score, exams_completed,
      percent_sum, average, reached_at, updated_at)
-    SELECT $1, f.period, f.period_start, $2, f.specialty, f.total_score, f.exams_completed,
+    SELECT $1, f.period, f.period_start, f.user_id, f.specialty, f.total_score, f.exams_completed,
         f.percent_sum, (f.percent_sum + f.exams_completed * 5000) / (f.exams_completed * 10000),
-        f.reached_at, $12
+        f.reached_at, $2
     FROM (
-        SELECT p.column1 AS period, p.column2 AS period_start, u.target_specialty AS specialty,
+        SELECT p.column1 AS period, p.column2 AS period_start, r.user_id,
+            u.target_specialty AS specialty,
             CAST(sum(r.score) AS BIGINT) AS total_score,
             count(*) AS exams_completed,
             CAST(sum(CASE WHEN r.total_questions > 0
@@ -47,24 +50,33 @@ const FOLD: &str = "INSERT INTO leaderboard_entries
             COALESCE(max(CASE WHEN r.score > 0 THEN r.completed_at END), min(r.completed_at))
                 AS reached_at
         FROM (VALUES ('weekly', $3, $4, $5), ('monthly', $6, $7, $8), ('all_time', $9, $10, $11)) p
-        JOIN exam_results r ON r.tenant_id = $1 AND r.user_id = $2 AND r.released_at IS NOT NULL
+        JOIN exam_results r ON r.tenant_id = $1 AND r.released_at IS NOT NULL
             AND r.completed_at >= p.column3 AND r.completed_at < p.column4
-        LEFT JOIN users u ON u.tenant_id = $1 AND u.id = $2
-        WHERE COALESCE(u.status, '') <> 'SUSPENDED'
-        GROUP BY p.column1, p.column2, u.target_specialty
+        LEFT JOIN users u ON u.tenant_id = $1 AND u.id = r.user_id
+        WHERE COALESCE(u.status, '') <> 'SUSPENDED' AND r.user_id IN (",
+    11,
+    ")
+        GROUP BY p.column1, p.column2, r.user_id, u.target_specialty
     ) f WHERE TRUE
     ON CONFLICT (tenant_id, period, period_start, user_id) DO UPDATE SET
         specialty = excluded.specialty, total_score = excluded.total_score,
         exams_completed = excluded.exams_completed, percent_sum = excluded.percent_sum,
         average = excluded.average, reached_at = excluded.reached_at,
-        updated_at = excluded.updated_at";
-const FORGET: &str = "DELETE FROM leaderboard_entries
-    WHERE tenant_id = $1 AND user_id = $2 AND period = $3 AND period_start = $4
+        updated_at = excluded.updated_at",
+);
+static FORGET: Rows = Rows::list(
+    "DELETE FROM leaderboard_entries
+    WHERE tenant_id = $1 AND period = $2 AND period_start = $3
       AND NOT EXISTS (SELECT 1 FROM exam_results r LEFT JOIN users u
-          ON u.tenant_id = $1 AND u.id = $2
-          WHERE r.tenant_id = $1 AND r.user_id = $2 AND r.released_at IS NOT NULL
-            AND r.completed_at >= $5 AND r.completed_at < $6
-            AND COALESCE(u.status, '') <> 'SUSPENDED')";
+          ON u.tenant_id = $1 AND u.id = r.user_id
+          WHERE r.tenant_id = $1 AND r.user_id = leaderboard_entries.user_id
+            AND r.released_at IS NOT NULL
+            AND r.completed_at >= $4 AND r.completed_at < $5
+            AND COALESCE(u.status, '') <> 'SUSPENDED')
+      AND user_id IN (",
+    5,
+    ")",
+);
 const REVISED: &str = "INSERT INTO leaderboard_revisions (tenant_id, revision) VALUES ($1, 1)
     ON CONFLICT (tenant_id) DO UPDATE SET revision = leaderboard_revisions.revision + 1";
 const REVISIONS: &str = "SELECT tenant_id, revision FROM leaderboard_revisions";
@@ -294,6 +306,28 @@ impl KeptRow {
 }
 
 impl SqlTx {
+    /// Removes the entries of users who have nothing in a span.
+    async fn forget_entries(
+        &mut self,
+        tenant: &TenantId,
+        users: &[UserId],
+        spans: &[Span; 3],
+    ) -> Result<(), Refusal> {
+        for span in spans {
+            for (statement, part) in FORGET.parts(users) {
+                on!(self.conn().await?, c => {
+                    let query = sqlx::query(statement)
+                        .bind(tenant.as_str()).bind(span.period.as_str()).bind(&span.start)
+                        .bind(Time(span.from)).bind(Time(span.to));
+                    let query = part.iter().fold(query, |query, user| query.bind(user.as_str()));
+                    query.execute(c).await.map(|_| ())
+                })
+                .map_err(refusal)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn revised(&mut self, tenant: &TenantId) -> Result<(), Refusal> {
         on!(self.conn().await?, c => sqlx::query(REVISED)
             .bind(tenant.as_str()).execute(c).await.map(|_| ()))
@@ -465,27 +499,23 @@ impl LeaderboardWrites for SqlTx {
     async fn fold_entries(
         &mut self,
         tenant: &TenantId,
-        user: &UserId,
+        users: &[UserId],
         spans: &[Span; 3],
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        let [week, month, ever] = spans;
-        let folded = on!(self.conn().await?, c => {
-            let mut query = sqlx::query(FOLD).bind(tenant.as_str()).bind(user.as_str());
-            for span in [week, month, ever] {
-                query = query.bind(&span.start).bind(Time(span.from)).bind(Time(span.to));
-            }
-            query.bind(Time(now)).execute(c).await.map(|done| done.rows_affected())
-        })
-        .map_err(refusal)?;
-        // Where nothing was folded, nothing may be left.
-        if folded < 3 {
-            for span in spans {
-                on!(self.conn().await?, c => sqlx::query(FORGET)
-                    .bind(tenant.as_str()).bind(user.as_str()).bind(span.period.as_str())
-                    .bind(&span.start).bind(Time(span.from)).bind(Time(span.to))
-                    .execute(c).await.map(|_| ()))
-                .map_err(refusal)?;
+        for (statement, part) in FOLD.parts(users) {
+            let folded = on!(self.conn().await?, c => {
+                let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(Time(now));
+                for span in spans {
+                    query = query.bind(&span.start).bind(Time(span.from)).bind(Time(span.to));
+                }
+                let query = part.iter().fold(query, |query, user| query.bind(user.as_str()));
+                query.execute(c).await.map(|done| done.rows_affected())
+            })
+            .map_err(refusal)?;
+            // Where nothing was folded, nothing may be left.
+            if folded < (part.len() * spans.len()) as u64 {
+                self.forget_entries(tenant, part, spans).await?;
             }
         }
         self.revised(tenant).await

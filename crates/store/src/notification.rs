@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     error::refusal,
+    rows::Rows,
     time::Time,
     tx::{SqlTx, on},
 };
@@ -31,11 +32,20 @@ const EXISTS: &str = "SELECT 1 FROM notifications
 const BY_DEDUPE_KEY: &str = "SELECT id FROM notifications
     WHERE tenant_id = $1 AND user_id = $2 AND dedupe_key = $3";
 
-const INSERT: &str = "INSERT INTO notifications
-    (tenant_id, id, user_id, type, title, message, data, priority, action_url, created_at,
-     delivered_at, expires_at, dedupe_key, collapse_key)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-    ON CONFLICT DO NOTHING";
+macro_rules! insert {
+    ($values:literal) => {
+        concat!(
+            "INSERT INTO notifications
+                (tenant_id, id, user_id, type, title, message, data, priority, action_url,
+                 created_at, delivered_at, expires_at, dedupe_key, collapse_key) VALUES",
+            $values
+        )
+    };
+}
+const INSERT: &str = insert!(
+    " ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING"
+);
+static INSERT_PLAIN: Rows = Rows::new(insert!(""), 1, 13, "");
 const COLLAPSE: &str = "UPDATE notifications
     SET type = $4, title = $5, message = $6, data = $7, priority = $8, action_url = $9,
         created_at = $10, delivered_at = $11, expires_at = $12, occurrences = occurrences + 1
@@ -213,6 +223,27 @@ impl NotificationWrites for SqlTx {
             .map_err(refusal)?;
         let earlier = earlier.ok_or_else(|| Refusal::internal("a notification's id twice"))?;
         Ok(Stored::Known(notification_id(earlier)?))
+    }
+
+    async fn insert_plain(&mut self, tenant: &TenantId, all: &[Unstored]) -> Result<(), Refusal> {
+        for (statement, part) in INSERT_PLAIN.parts(all) {
+            on!(self.conn().await?, c => {
+                let mut query = sqlx::query(statement).bind(tenant.as_str());
+                for unstored in part {
+                    let new = &unstored.notification;
+                    query = query.bind(new.id.as_str()).bind(new.user_id.as_str())
+                        .bind(&new.kind).bind(&new.title).bind(&new.message)
+                        .bind(new.data.as_ref().map(|data| data.get()))
+                        .bind(new.priority.as_str()).bind(&new.action_url)
+                        .bind(Time(new.created_at)).bind(unstored.delivered_at.map(Time))
+                        .bind(unstored.expires_at.map(Time)).bind(&unstored.dedupe_key)
+                        .bind(&unstored.collapse_key);
+                }
+                query.execute(c).await.map(|_| ())
+            })
+            .map_err(refusal)?;
+        }
+        Ok(())
     }
 
     async fn insert_notifications(

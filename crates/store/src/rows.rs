@@ -16,7 +16,9 @@ const SIZES: usize = 6;
 pub(crate) struct Rows {
     before: &'static str,
     after: &'static str,
+    /// Parameters of the whole statement, and whether every row begins with them.
     common: usize,
+    repeats: bool,
     own: usize,
     texts: [OnceLock<Arc<str>>; SIZES],
 }
@@ -29,7 +31,23 @@ impl Rows {
         own: usize,
         after: &'static str,
     ) -> Self {
-        Self { before, after, common, own, texts: [const { OnceLock::new() }; SIZES] }
+        Self::made(before, common, true, own, after)
+    }
+
+    /// A list of single values for `IN (…)`, after `common` parameters.
+    pub(crate) const fn list(before: &'static str, common: usize, after: &'static str) -> Self {
+        Self::made(before, common, false, 1, after)
+    }
+
+    const fn made(
+        before: &'static str,
+        common: usize,
+        repeats: bool,
+        own: usize,
+        after: &'static str,
+    ) -> Self {
+        let texts = [const { OnceLock::new() }; SIZES];
+        Self { before, after, common, repeats, own, texts }
     }
 
     /// The parts of a list, each with its statement.
@@ -52,7 +70,8 @@ impl Rows {
         for row in 0..rows {
             text.push_str(if row == 0 { " (" } else { ", (" });
             let first = self.common + self.own * row + 1;
-            for (n, place) in (1..=self.common).chain(first..first + self.own).enumerate() {
+            let repeated = if self.repeats { self.common } else { 0 };
+            for (n, place) in (1..=repeated).chain(first..first + self.own).enumerate() {
                 let comma = if n == 0 { "" } else { ", " };
                 // Writing to a string cannot fail.
                 let _ = write!(text, "{comma}${place}");
@@ -70,6 +89,7 @@ mod tests {
 
     #[test]
     fn a_list_is_taken_in_parts_of_few_sizes() {
+        static SELECT: Rows = Rows::list("SELECT 1 FROM t WHERE a = $1 AND b IN (", 1, ")");
         static INSERT: Rows = Rows::new("INSERT INTO t VALUES", 1, 2, " ON CONFLICT DO NOTHING");
         let rows: Vec<u8> = (0..75).collect();
         let parts: Vec<_> = INSERT.parts(&rows).map(|(_, part)| part).collect();
@@ -80,5 +100,6 @@ mod tests {
             INSERT.text(2),
             "INSERT INTO t VALUES ($1, $2, $3), ($1, $4, $5) ON CONFLICT DO NOTHING"
         );
+        assert_eq!(SELECT.text(2), "SELECT 1 FROM t WHERE a = $1 AND b IN ( ($2), ($3))");
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     AttemptStatus, EndedBy, Exams,
     events::{ExamCompleted, ShownResult, ToStudent},
-    finish::finish,
+    finish::finish_one,
     own_attempt,
 };
 use crate::{
@@ -52,10 +52,10 @@ impl Handle for ExamComplete {
             _ if closes_at.is_some_and(|at| now > at) => {
                 let by =
                     if attempt.forced_at.is_some() { EndedBy::Staff } else { EndedBy::Deadline };
-                finish(cx, attempt, by).await?
+                finish_one(cx, attempt, by).await?
             }
             AttemptStatus::Paused => return Err(Refusal::Paused),
-            AttemptStatus::InProgress => finish(cx, attempt, EndedBy::Student).await?,
+            AttemptStatus::InProgress => finish_one(cx, attempt, EndedBy::Student).await?,
         };
         Ok(ExamCompleted { exam_id: self.exam_id, result: ShownResult::from(&result) })
     }

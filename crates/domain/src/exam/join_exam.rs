@@ -145,7 +145,7 @@ async fn begin(cx: &mut Cx<'_>, exam: &Exam, number: i64) -> Result<Attempt, Ref
         let newest = tx.lock_newest_attempt(tenant, &exam.id, &caller.user).await?;
         return newest.ok_or_else(|| Refusal::internal("an attempt is there and is not"));
     }
-    tx.append_journal(tenant, &attempt.id, &[first]).await?;
+    tx.append_journal(tenant, &[(attempt.id.clone(), first)]).await?;
     Ok(attempt)
 }
 

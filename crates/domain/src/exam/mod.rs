@@ -52,7 +52,7 @@ use self::{
     exam_progress::ExamProgress,
     grade::{Awards, Marks},
     join_exam::JoinExam,
-    journal::{Entry, JournalKey},
+    journal::{Entry, JournalKey, JournalRow},
     leave_exam::LeaveExam,
     paper::Paper,
 };
@@ -507,11 +507,16 @@ async fn journal(
     attempt: &mut Attempt,
     entries: &[&Entry],
 ) -> Result<(), Refusal> {
-    let (key, caller, now) = (&cx.app.exams.settings.journal_key, cx.caller, cx.now);
-    let actor = caller.user.as_str().trim();
-    let rows: Vec<_> = entries.iter().map(|entry| attempt.append(key, now, actor, entry)).collect();
-    let id = attempt.id.clone();
-    cx.tx().await?.append_journal(&caller.tenant, &id, &rows).await
+    let rows: Vec<_> = entries.iter().map(|entry| entry_of(cx, attempt, entry)).collect();
+    let tenant = &cx.caller.tenant;
+    cx.tx().await?.append_journal(tenant, &rows).await
+}
+
+/// The next entry of the attempt's journal, by the caller.
+fn entry_of(cx: &Cx<'_>, attempt: &mut Attempt, entry: &Entry) -> (AttemptId, JournalRow) {
+    let key = &cx.app.exams.settings.journal_key;
+    let row = attempt.append(key, cx.now, cx.caller.user.as_str().trim(), entry);
+    (attempt.id.clone(), row)
 }
 
 /// The answers as the attempt shows the questions: up to the last one answered.
@@ -532,7 +537,7 @@ async fn locked(
     tenant: &TenantId,
     attempt: &AttemptId,
 ) -> Result<Attempt, Refusal> {
-    tx.lock_attempt(tenant, attempt).await?.ok_or(Refusal::NotFound)
+    tx.lock_attempts(tenant, std::slice::from_ref(attempt)).await?.pop().ok_or(Refusal::NotFound)
 }
 
 fn room(exam: &ExamId) -> RoomId {

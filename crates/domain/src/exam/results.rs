@@ -24,19 +24,19 @@ fn percent(result: &ExamResult) -> i64 {
     (marks.right * 10_000).checked_div(marks.questions).unwrap_or(0)
 }
 
-/// Counts a released result into the leaderboard.
-pub(super) async fn count_in(cx: &mut Cx<'_>, result: &ExamResult) -> Result<(), Refusal> {
-    if result.released_at.is_none() {
-        return Ok(());
-    }
-    let change = Change {
-        user: result.user.clone(),
-        completed_at: result.completed_at,
-        results: 1,
-        score: result.marks.right,
-        percent: percent(result),
-    };
-    leaderboard::revise(cx, &change).await
+/// Counts released results into the leaderboard.
+pub(super) async fn count_in(cx: &mut Cx<'_>, results: &[ExamResult]) -> Result<(), Refusal> {
+    let released = results.iter().filter(|result| result.released_at.is_some());
+    let changes: Vec<_> = released
+        .map(|result| Change {
+            user: result.user.clone(),
+            completed_at: result.completed_at,
+            results: 1,
+            score: result.marks.right,
+            percent: percent(result),
+        })
+        .collect();
+    leaderboard::revise(cx, &changes).await
 }
 
 /// Something to be done to a result.
@@ -85,7 +85,7 @@ async fn release(cx: &mut Cx<'_>, id: &ResultId) -> Result<(), Refusal> {
         return Ok(());
     }
     let result = tx.result(tenant, id).await?.ok_or(Refusal::NotFound)?;
-    count_in(cx, &result).await?;
+    count_in(cx, std::slice::from_ref(&result)).await?;
     tell(cx, &result, "Exam Result").await
 }
 
@@ -102,7 +102,7 @@ async fn tell(cx: &mut Cx<'_>, result: &ExamResult, title: &str) -> Result<(), R
         priority: Priority::Normal,
         action_url: None,
     };
-    notification::tell(cx, result.user.clone(), notice).await
+    notification::tell(cx, vec![(result.user.clone(), notice)]).await
 }
 
 /// Marks again with the newest keys: questions are found by their id, so a key that was wrong is
@@ -147,7 +147,7 @@ async fn regrade(cx: &mut Cx<'_>, id: &ResultId) -> Result<(), Refusal> {
             score: after.marks.right - before.marks.right,
             percent: percent(&after) - percent(&before),
         };
-        leaderboard::revise(cx, &change).await?;
+        leaderboard::revise(cx, &[change]).await?;
         tell(cx, &after, "Exam Result Changed").await?;
     }
     let details = serde_json::json!({ "resultId": id, "revision": after.revision, "at": now });

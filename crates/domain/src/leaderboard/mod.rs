@@ -4,7 +4,7 @@
 //! belongs to, in the transaction that changed the result; [`recompute`] folds everything. Both
 //! come to the same, so recomputing is harmless at any time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
@@ -132,15 +132,21 @@ impl Change {
     }
 }
 
-/// Brings the user's three entries up to date, in the lane, once the result's row says what is
-/// true now.
-pub async fn revise(cx: &mut Cx<'_>, change: &Change) -> Result<(), Refusal> {
-    if change.is_none() {
-        return Ok(());
-    }
+/// Brings the three entries of each user up to date, in the lane, once the rows of their results
+/// say what is true now.
+pub async fn revise(cx: &mut Cx<'_>, changes: &[Change]) -> Result<(), Refusal> {
     let (tenant, now) = (cx.caller.tenant.clone(), cx.now);
-    let spans = Span::all(cx.app.leaderboard.zone(&tenant), change.completed_at)?;
-    cx.tx().await?.fold_entries(&tenant, &change.user, &spans, now).await
+    let zone = cx.app.leaderboard.zone(&tenant);
+    let mut users: HashMap<[Span; 3], BTreeSet<&UserId>> = HashMap::new();
+    for change in changes.iter().filter(|change| !change.is_none()) {
+        let spans = Span::all(zone, change.completed_at)?;
+        users.entry(spans).or_default().insert(&change.user);
+    }
+    for (spans, users) in users {
+        let users: Vec<_> = users.into_iter().cloned().collect();
+        cx.tx().await?.fold_entries(&tenant, &users, &spans, now).await?;
+    }
+    Ok(())
 }
 
 /// What a board shows now.

@@ -63,7 +63,7 @@ fn midnight(date: Date, zone: &TimeZone) -> Result<Timestamp, Refusal> {
 }
 
 /// One week, one month, or everything.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
     pub period: Period,
     /// The local date of its first day.

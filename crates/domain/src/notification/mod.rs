@@ -181,38 +181,31 @@ pub enum Stored {
     Known(NotificationId),
 }
 
-/// Stores a notification in the transaction of its cause, and records that the user is told.
-pub async fn tell(cx: &mut Cx<'_>, to: UserId, notice: Notice) -> Result<(), Refusal> {
-    store(cx, to, notice.try_into()?).await.map(|_| ())
-}
-
-/// As [`tell`], for what needs keys or an end. Returns the id of the row that holds it, which is
-/// an older one where a key says so.
-pub async fn store(cx: &mut Cx<'_>, to: UserId, draft: Draft) -> Result<NotificationId, Refusal> {
-    let tenant = cx.caller.tenant.clone();
+/// Stores notifications in the transaction of their cause, and records that the users are told.
+pub async fn tell(cx: &mut Cx<'_>, notices: Vec<(UserId, Notice)>) -> Result<(), Refusal> {
     // Only inside the transaction: [`deliver`] explains why the order matters.
     cx.tx().await?;
-    let is_heard = cx.app.presence.listens(&tenant, &to);
-    let mut new = Unstored {
-        notification: Notification {
-            id: NotificationId::new(cx.app.ids.uuid()).map_err(Refusal::internal)?,
-            user_id: to.clone(),
-            kind: draft.kind,
-            title: draft.title,
-            message: draft.message,
-            data: draft.data,
-            is_read: false,
-            priority: draft.priority,
-            action_url: draft.action_url,
-            created_at: cx.now,
-            count: None,
-        },
-        delivered_at: is_heard.then_some(cx.now),
-        expires_at: draft.expires_at,
-        dedupe_key: draft.dedupe_key,
-        collapse_key: draft.collapse_key.filter(|_| draft.priority != Priority::Urgent),
-    };
-    match cx.tx().await?.insert_notification(&tenant, &new).await? {
+    let all = notices
+        .into_iter()
+        .map(|(to, notice)| Unstored::new(cx, to, notice.try_into()?))
+        .collect::<Result<Vec<_>, Refusal>>()?;
+    let tenant = &cx.caller.tenant;
+    cx.tx().await?.insert_plain(tenant, &all).await?;
+    for new in all.into_iter().filter(|new| new.delivered_at.is_some()) {
+        let to = ToUser(new.notification.user_id.clone());
+        cx.send(to, &NewNotification(new.notification))?;
+    }
+    Ok(())
+}
+
+/// As [`tell`], for one that has keys or an end. Returns the id of the row that holds it, which is
+/// an older one where a key says so.
+pub async fn store(cx: &mut Cx<'_>, to: UserId, draft: Draft) -> Result<NotificationId, Refusal> {
+    // As in [`tell`].
+    cx.tx().await?;
+    let mut new = Unstored::new(cx, to.clone(), draft)?;
+    let tenant = &cx.caller.tenant;
+    match cx.tx().await?.insert_notification(tenant, &new).await? {
         Stored::New => {}
         Stored::Collapsed { id, occurrences } => {
             new.notification.id = id;
@@ -221,8 +214,34 @@ pub async fn store(cx: &mut Cx<'_>, to: UserId, draft: Draft) -> Result<Notifica
         Stored::Known(id) => return Ok(id),
     }
     let id = new.notification.id.clone();
-    if is_heard {
+    if new.delivered_at.is_some() {
         cx.send(ToUser(to), &NewNotification(new.notification))?;
     }
     Ok(id)
+}
+
+impl Unstored {
+    /// What a draft comes to for one user, who is told at once when somebody listens.
+    fn new(cx: &Cx<'_>, to: UserId, draft: Draft) -> Result<Self, Refusal> {
+        let is_heard = cx.app.presence.listens(&cx.caller.tenant, &to);
+        Ok(Self {
+            notification: Notification {
+                id: NotificationId::new(cx.app.ids.uuid()).map_err(Refusal::internal)?,
+                user_id: to,
+                kind: draft.kind,
+                title: draft.title,
+                message: draft.message,
+                data: draft.data,
+                is_read: false,
+                priority: draft.priority,
+                action_url: draft.action_url,
+                created_at: cx.now,
+                count: None,
+            },
+            delivered_at: is_heard.then_some(cx.now),
+            expires_at: draft.expires_at,
+            dedupe_key: draft.dedupe_key,
+            collapse_key: draft.collapse_key.filter(|_| draft.priority != Priority::Urgent),
+        })
+    }
 }

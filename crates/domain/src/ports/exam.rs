@@ -1,5 +1,7 @@
 //! Exams, papers, attempts, answers, journals and results.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 
 use super::Result;
@@ -53,6 +55,12 @@ pub trait ExamReads: Send {
     /// Exams the user sits just now and has not left.
     async fn running_exams_of(&mut self, tenant: &TenantId, user: &UserId) -> Result<Vec<ExamId>>;
     /// The stored answers of an attempt, by place.
+    /// Of each attempt that has any, in the order of the paper.
+    async fn answers_of(
+        &mut self,
+        tenant: &TenantId,
+        attempts: &[AttemptId],
+    ) -> Result<HashMap<AttemptId, Vec<Answer>>>;
     async fn answers(&mut self, tenant: &TenantId, attempt: &AttemptId) -> Result<Vec<Answer>>;
     /// Rows of an attempt's journal after a place.
     async fn journal(
@@ -130,11 +138,12 @@ pub trait ExamWrites: Send {
         exam: &ExamId,
         user: &UserId,
     ) -> Result<Option<Attempt>>;
-    async fn lock_attempt(
+    /// Those of these attempts that are there, in the order of their ids.
+    async fn lock_attempts(
         &mut self,
         tenant: &TenantId,
-        attempt: &AttemptId,
-    ) -> Result<Option<Attempt>>;
+        attempts: &[AttemptId],
+    ) -> Result<Vec<Attempt>>;
     /// All attempts at the exam that are not completed.
     async fn lock_running_attempts(
         &mut self,
@@ -152,10 +161,9 @@ pub trait ExamWrites: Send {
     async fn append_journal(
         &mut self,
         tenant: &TenantId,
-        attempt: &AttemptId,
-        rows: &[JournalRow],
+        rows: &[(AttemptId, JournalRow)],
     ) -> Result<()>;
-    async fn insert_result(&mut self, tenant: &TenantId, result: &ExamResult) -> Result<()>;
+    async fn insert_results(&mut self, tenant: &TenantId, results: &[ExamResult]) -> Result<()>;
     /// Shows the exam's results from now on.
     async fn release_exam(
         &mut self,

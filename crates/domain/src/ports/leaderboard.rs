@@ -62,11 +62,11 @@ pub trait LeaderboardReads: Send {
 
 #[async_trait]
 pub trait LeaderboardWrites: Send {
-    /// Folds the results of a user in these spans into entries; what has no results has none.
+    /// Folds the results of users in these spans into entries; what has no results has none.
     async fn fold_entries(
         &mut self,
         tenant: &TenantId,
-        user: &UserId,
+        users: &[UserId],
         spans: &[Span; 3],
         now: Timestamp,
     ) -> Result<()>;

@@ -36,6 +36,8 @@ pub trait NotificationReads: Send {
 pub trait NotificationWrites: Send {
     /// Stores a notification, or what its keys make of it.
     async fn insert_notification(&mut self, tenant: &TenantId, new: &Unstored) -> Result<Stored>;
+    /// Stores notifications without keys.
+    async fn insert_plain(&mut self, tenant: &TenantId, new: &[Unstored]) -> Result<()>;
     /// Stores one for everybody of the audience who is not suspended, undelivered, in a single
     /// statement; says how many.
     async fn insert_notifications(

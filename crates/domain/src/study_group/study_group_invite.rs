@@ -70,7 +70,7 @@ impl Handle for InviteToStudyGroup {
                 priority: Priority::Normal,
                 action_url: None,
             };
-            notification::tell(cx, user_id.clone(), notice).await?;
+            notification::tell(cx, vec![(user_id.clone(), notice)]).await?;
         }
         Ok(InvitedToStudyGroup { group_id, user_id })
     }

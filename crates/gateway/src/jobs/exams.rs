@@ -1,6 +1,9 @@
 //! Deadlines, and results that wait for release or regrading.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use carillon_domain::{
     Refusal, TenantId,
@@ -19,49 +22,65 @@ const RESULTS: Duration = Duration::from_millis(500);
 /// So many attempts or results at a time.
 const AT_ONCE: u32 = 64;
 
-/// Makes due attempts final, a batch at a time: those of one tenant share its lane's commits.
+/// Makes due attempts final, a batch of each tenant's at a time.
 pub(super) async fn finish_attempts(gateway: &Gateway) {
     let mut was_away = false;
     let mut ticks = every(DEADLINES);
     loop {
         ticks.tick().await;
         loop {
-            let due = finish::due(&gateway.domain, AT_ONCE).await;
-            let found = due.as_ref().map_or(0, Vec::len);
-            let result = match due {
-                Ok(due) => {
-                    let ends = due.iter().map(|(tenant, of)| finish_attempt(gateway, tenant, of));
-                    join_all(ends).await.into_iter().collect()
-                }
-                Err(refusal) => Err(refusal),
-            };
-            let is_well = result.is_ok();
-            was_away = report("the watch over deadlines", result, was_away);
-            if found < AT_ONCE as usize || !is_well {
+            let result = finish_some(gateway).await;
+            let may_be_more = result.as_ref().is_ok_and(|found| *found == AT_ONCE as usize);
+            was_away = report("the watch over deadlines", result.map(|_| ()), was_away);
+            if !may_be_more {
                 break;
             }
         }
     }
 }
 
-async fn finish_attempt(
+/// Says how many were due.
+async fn finish_some(gateway: &Gateway) -> Result<usize, Refusal> {
+    let due = finish::due(&gateway.domain, AT_ONCE).await?;
+    let found = due.len();
+    let mut of_tenants: HashMap<TenantId, Vec<AttemptId>> = HashMap::new();
+    for (tenant, attempt) in due {
+        of_tenants.entry(tenant).or_default().push(attempt);
+    }
+    for (tenant, attempts) in &of_tenants {
+        match finish_these(gateway, tenant, attempts).await {
+            Err(refusal) if refusal.retry_after().is_none() => {
+                // One of them cannot be made final; the others can.
+                for attempt in attempts {
+                    finish_alone(gateway, tenant, attempt).await?;
+                }
+            }
+            result => result?,
+        }
+    }
+    Ok(found)
+}
+
+async fn finish_these(
+    gateway: &Gateway,
+    tenant: &TenantId,
+    attempts: &[AttemptId],
+) -> Result<(), Refusal> {
+    let (finished, effects) = finish::finish_due(&gateway.domain, tenant, attempts).await?;
+    gateway.metrics.finished(finished);
+    for effect in effects {
+        gateway.fanout.deliver_system(tenant, effect);
+    }
+    Ok(())
+}
+
+async fn finish_alone(
     gateway: &Gateway,
     tenant: &TenantId,
     attempt: &AttemptId,
 ) -> Result<(), Refusal> {
-    match finish::finish_due(&gateway.domain, tenant, attempt).await {
-        Ok(effects) => {
-            if !effects.is_empty() {
-                gateway.metrics.finished();
-            }
-            for effect in effects {
-                gateway.fanout.deliver_system(tenant, effect);
-            }
-            Ok(())
-        }
-        Err(refusal) if refusal.retry_after().is_some() => Err(refusal),
-        Err(refusal) => {
-            // One attempt that cannot be made final does not hold up the others.
+    match finish_these(gateway, tenant, std::slice::from_ref(attempt)).await {
+        Err(refusal) if refusal.retry_after().is_none() => {
             tracing::error!(
                 tenant.id = %tenant,
                 attempt.id = %attempt,
@@ -71,6 +90,7 @@ async fn finish_attempt(
             gateway.metrics.set_aside();
             finish::set_aside(&gateway.domain, tenant, attempt).await
         }
+        result => result,
     }
 }
 

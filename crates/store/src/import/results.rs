@@ -242,13 +242,13 @@ impl Import<'_> {
                 Entry::Started { .. } => student.as_str(),
                 _ => ACTOR,
             };
-            attempt.append(&self.key, completed_at, actor, &entry)
+            (attempt.id.clone(), attempt.append(&self.key, completed_at, actor, &entry))
         });
         if !tx.insert_attempt(tenant, &attempt).await? {
             let error = format!("an attempt of {user} at {exam} was begun meanwhile; import again");
             return Err(carillon_domain::Refusal::internal(error).into());
         }
-        tx.append_journal(tenant, &attempt.id, &journal).await?;
+        tx.append_journal(tenant, &journal).await?;
         tx.import_answers(tenant, &attempt.id, &answers, completed_at).await?;
         let result = ExamResult {
             id: ResultId::new(id).map_err(carillon_domain::Refusal::internal)?,
@@ -266,7 +266,7 @@ impl Import<'_> {
             journal_len: attempt.journal_len,
             journal_head: attempt.journal_head,
         };
-        tx.insert_result(tenant, &result).await?;
+        tx.insert_results(tenant, &[result]).await?;
         Ok(())
     }
 }

@@ -224,7 +224,7 @@ async fn changed(world: &World, who: &str, at: i64, results: i64, score: i64) {
     let mut cx = Cx::new(&world.app, &system, Scope::Lane, world.app.clock.now());
     let change =
         Change { user: user(who), completed_at: Timestamp(at), results, score, percent: score };
-    revise(&mut cx, &change).await.unwrap();
+    revise(&mut cx, &[change]).await.unwrap();
     cx.commit().await.unwrap();
 }
 
