@@ -22,7 +22,10 @@ use socketioxide::socket::Sid;
 use tokio::sync::Notify;
 
 use crate::{
-    edge::outlet::{Flushed, Outlet, SharedTcp},
+    edge::{
+        outlet::{Flushed, Outlet, SharedTcp},
+        upgrade::Polling,
+    },
     http::origin::OriginId,
     inbox::Inbox,
     metrics::Metrics,
@@ -65,6 +68,8 @@ pub enum Closing {
     Gap,
     /// It has not said whose it is, and there are too many like it.
     Unauthenticated,
+    /// It broke off a poll: on polling, that is how a client leaves.
+    Left,
 }
 
 impl Closing {
@@ -77,6 +82,7 @@ impl Closing {
             Self::Draining => "draining",
             Self::Gap => "gap",
             Self::Unauthenticated => "unauthenticated",
+            Self::Left => "left",
         }
     }
 }
@@ -95,7 +101,8 @@ pub struct Connection {
     sid: OnceLock<Sid>,
     /// Its place among those who have not authenticated, until it has.
     stranger: Mutex<Option<Box<Stranger>>>,
-    began_by_polling: bool,
+    /// Set when it began by polling.
+    polling: Option<Box<Polling>>,
     /// `WebSockets` under it: one, or two while a second one is being turned away.
     streams: AtomicUsize,
     has_streamed: AtomicBool,
@@ -132,7 +139,8 @@ pub struct Rename {
 
 impl Connection {
     pub fn new(bearer: Option<Box<str>>, began_by_polling: bool) -> Self {
-        Self { bearer, began_by_polling, polled_at: now_ms().into(), ..Self::default() }
+        let polling = began_by_polling.then(Box::default);
+        Self { bearer, polling, polled_at: now_ms().into(), ..Self::default() }
     }
 
     /// Notes the page it comes from.
@@ -242,9 +250,14 @@ impl Connection {
         }
     }
 
+    /// What it has beside others when it began by polling.
+    pub fn polling(&self) -> Option<&Polling> {
+        self.polling.as_deref()
+    }
+
     /// Whether there is no WebSocket under it (yet).
     fn is_polling(&self) -> bool {
-        self.began_by_polling && self.streams.load(Ordering::Acquire) == 0
+        self.polling.is_some() && self.streams.load(Ordering::Acquire) == 0
     }
 
     /// The client has asked for what waits.
@@ -265,7 +278,7 @@ impl Connection {
 
     /// Whether there is neither a WebSocket nor polling any more.
     fn has_ended(&self) -> bool {
-        self.streams.load(Ordering::Acquire) == 0 && (self.has_streamed() || !self.began_by_polling)
+        self.streams.load(Ordering::Acquire) == 0 && (self.has_streamed() || self.polling.is_none())
     }
 
     fn has_streamed(&self) -> bool {
@@ -456,10 +469,8 @@ impl Connections {
     pub fn let_out(&self, connection: &Connection, stream: &SharedTcp) {
         let next = self.next_writer.fetch_add(1, Ordering::Relaxed);
         let outlet = Outlet::new(stream.0.clone(), next % self.writers.len());
-        if !connection.began_by_polling {
-            // A connection that began as a WebSocket has only ever one.
-            let _ = connection.outlet.set(Box::new(outlet));
-        }
+        // A connection has only ever one WebSocket.
+        let _ = connection.outlet.set(Box::new(outlet));
     }
 
     /// One task for each core that writes what waits in outlets, until they are dropped.
@@ -534,7 +545,8 @@ impl Connections {
         self.limits.silent
     }
 
-    pub fn len(&self) -> usize {
+    /// How many there are.
+    pub fn count(&self) -> usize {
         self.by_sid.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
@@ -548,13 +560,13 @@ impl Connections {
             return;
         }
         self.metrics.closed(why);
-        if !matches!(why, Closing::Draining | Closing::Unauthenticated) {
+        if !matches!(why, Closing::Draining | Closing::Unauthenticated | Closing::Left) {
             tracing::info!(reason = why.as_str(), "closing a connection");
         }
         connection.reader.wake();
         connection.writer.wake();
         connection.resumed.notify_waiters();
-        if connection.began_by_polling {
+        if connection.polling.is_some() {
             self.killed_polling.notify_one();
         }
     }
@@ -562,7 +574,7 @@ impl Connections {
     /// Killed sessions that may still be polling in the engine.
     pub fn to_close(&self) -> Vec<Sid> {
         let is_meant =
-            |connection: &Arc<Connection>| connection.began_by_polling && connection.is_killed();
+            |connection: &Arc<Connection>| connection.polling.is_some() && connection.is_killed();
         self.all().into_iter().filter(is_meant).filter_map(|connection| connection.sid()).collect()
     }
 

@@ -208,7 +208,7 @@ async fn sweep(gateway: &Gateway) {
         ticks.tick().await;
         gateway.connections.sweep();
         let (users, sockets) = gateway.domain.presence.counts();
-        gateway.metrics.present(gateway.connections.len(), sockets, users);
+        gateway.metrics.present(gateway.connections.count(), sockets, users);
         gateway.metrics.unauthenticated(gateway.connections.unauthenticated());
     }
 }
@@ -345,7 +345,7 @@ async fn follow(certificates: Option<Arc<Certificates>>) {
     }
 }
 
-async fn close(gateway: &Gateway, mut edge: Edge) {
+async fn close(gateway: &Gateway, edge: Edge) {
     loop {
         gateway.connections.killed_polling.notified().await;
         for sid in gateway.connections.to_close() {

@@ -31,7 +31,7 @@ use crate::{
     auth::{Denied, Presented, Reason},
     config::Expiry,
     connection::{Closing, Connection},
-    edge::outlet::MARK,
+    edge::outlet::{MARK, Outlet},
     fanout::{tenant_room, user_room},
     gateway::Gateway,
     inbox::{self, Ack, Asked, Item},
@@ -129,6 +129,10 @@ impl Seat {
     pub async fn settle(&self, gateway: &Gateway) -> bool {
         if !self.socket.upgrade().is_some_and(|socket| socket.connected()) {
             return true;
+        }
+        if self.connection.outlet().is_some_and(Outlet::is_unused) {
+            // It has come to a WebSocket since it connected.
+            self.let_out(gateway);
         }
         let caller = self.current();
         let (effects, result) = session::settled(&gateway.domain, &caller).await;

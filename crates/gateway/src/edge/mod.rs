@@ -5,11 +5,13 @@
 
 pub mod accept;
 pub mod address;
+pub mod engine;
 pub mod outlet;
 mod polling;
 mod proxy_protocol;
-mod stream;
+pub mod stream;
 pub mod tls;
+pub mod upgrade;
 
 use std::sync::Arc;
 
@@ -23,13 +25,19 @@ use engineioxide::service::NotFoundService;
 use hyper::upgrade::Parts;
 use hyper_util::rt::TokioIo;
 use socketioxide::{service::SocketIoService, socket::Sid};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
-use tower::Service as _;
 use tungstenite::handshake::derive_accept_key;
 
-use self::{outlet::SharedTcp, stream::Stream};
+use self::{
+    engine::Engine,
+    outlet::SharedTcp,
+    stream::{Opening, Stream},
+};
 use crate::{
     connection::{Connection, Connections},
     http::origin::Origins,
@@ -37,12 +45,10 @@ use crate::{
     strangers::Overrun,
 };
 
-type Engine = SocketIoService<NotFoundService, Adapter>;
-
 /// The Socket.IO path: polling, WebSocket and the upgrade from one to the other.
 #[derive(Clone)]
-pub struct Edge {
-    engine: Engine,
+pub struct Edge<E = SocketIoService<NotFoundService, Adapter>> {
+    engine: E,
     connections: Arc<Connections>,
     origins: Arc<Origins>,
     max_payload: usize,
@@ -51,7 +57,7 @@ pub struct Edge {
 
 /// A refusal in the shape of Node's engine.
 #[derive(Clone, Copy)]
-enum EngineError {
+pub enum EngineError {
     UnknownTransport,
     UnknownSession,
     BadMethod,
@@ -112,9 +118,9 @@ impl<'a> Query<'a> {
     }
 }
 
-impl Edge {
+impl<E: Engine> Edge<E> {
     pub fn new(
-        engine: Engine,
+        engine: E,
         connections: Arc<Connections>,
         origins: Arc<Origins>,
         max_payload: usize,
@@ -169,6 +175,7 @@ impl Edge {
             .cloned()
             .ok_or(EngineError::BadRequest)?;
         let ip = address::client(request.extensions());
+        let is_new = connection.is_none();
         let connection = if let Some(connection) = connection {
             connection
         } else {
@@ -178,20 +185,18 @@ impl Edge {
         };
         let upgrade = hyper::upgrade::on(&mut request);
         let minimal = minimal(&request.into_parts().0, &connection, ());
-        let Self { mut engine, connections, tasks, .. } = self;
+        let tasks = self.tasks.clone();
         // Ends with the upgrade: the engine runs the connection in tasks of its own.
         tasks.spawn(async move {
             let Ok(upgraded) = upgrade.await else { return };
-            // Each in its own type: a plain connection is not to pay for the other's buffers. The
-            // query was checked above, so the engine takes both.
+            let link = Link { edge: self, connection, minimal, is_new };
+            // Each in its own type: a plain connection is not to pay for the other's buffers.
             match upgraded.downcast::<TokioIo<TcpStream>>() {
                 Ok(Parts { io, read_buf, .. }) => {
                     let stream = io.into_inner();
                     accept::tune(&stream, accept::USER_TIMEOUT);
                     let stream = SharedTcp(Arc::new(stream));
-                    connections.let_out(&connection, &stream);
-                    let stream = Stream::new(stream, read_buf, connection, connections);
-                    let _ = engine.call((stream, minimal)).await;
+                    link.carry(stream.clone(), read_buf, Some(&stream)).await;
                 }
                 Err(upgraded) => {
                     let Ok(Parts { io, read_buf, .. }) =
@@ -201,8 +206,7 @@ impl Edge {
                     };
                     let stream = io.into_inner();
                     accept::tune(stream.get_ref().0, accept::USER_TIMEOUT);
-                    let stream = Stream::new(stream, read_buf, connection, connections);
-                    let _ = engine.call((stream, minimal)).await;
+                    link.carry(stream, read_buf, None).await;
                 }
             }
         });
@@ -214,6 +218,40 @@ impl Edge {
             .header(header::SEC_WEBSOCKET_ACCEPT, accept)
             .body(Body::empty());
         response.map_err(|_| EngineError::BadRequest)
+    }
+}
+
+/// A WebSocket on its way to the engine.
+struct Link<E> {
+    edge: Edge<E>,
+    connection: Arc<Connection>,
+    minimal: Request<()>,
+    /// It begins a connection; otherwise it is to take over from polling.
+    is_new: bool,
+}
+
+impl<E: Engine> Link<E> {
+    /// At once, or when the client has made up its mind; past the engine on `tcp`, if there is one.
+    async fn carry<T>(self, stream: T, read: Bytes, tcp: Option<&SharedTcp>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { edge: Edge { engine, connections, .. }, connection, minimal, is_new } = self;
+        let let_out = || {
+            if let Some(tcp) = tcp {
+                connections.let_out(&connection, tcp);
+            }
+        };
+        let carry = |stream, read, opening| {
+            let (connection, connections) = (connection.clone(), connections.clone());
+            engine.carry(Stream::new(stream, read, opening, connection, connections), minimal);
+        };
+        if is_new {
+            let_out();
+            carry(stream, read, Opening::Fresh);
+        } else {
+            upgrade::upgrade(stream, read, &connection, let_out, carry).await;
+        }
     }
 }
 
@@ -230,12 +268,4 @@ fn bearer(headers: &HeaderMap) -> Option<Box<str>> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().into())
-}
-
-/// Bytes of a body that is in memory already.
-async fn bytes_of<B>(body: B) -> Option<Bytes>
-where
-    B: http_body_util::BodyExt,
-{
-    Some(body.collect().await.ok()?.to_bytes())
 }

@@ -5,7 +5,7 @@
 //! queued here for each member, and written by a few tasks, all that waits for a client in one
 //! system call.
 //!
-//! Only for a `WebSocket` on plain TCP that began as one. What the engine itself has to say (pings,
+//! Only for a `WebSocket` on plain TCP. What the engine itself has to say (pings,
 //! CONNECT replies, disconnect packets) goes its own way, and the two never mix inside a frame.
 //! Order is kept where the ways part: frames are taken here only once a *mark*, sent through the
 //! engine behind a socket's CONNECT reply, has come out at the other end; until then they wait.
@@ -97,6 +97,7 @@ struct State {
     /// Let go of when the connection is over: the client is to see it close.
     tcp: Option<Arc<TcpStream>>,
     way: Way,
+    has_been_used: bool,
     /// The first may be written in part.
     frames: VecDeque<Bytes>,
     has_begun_frame: bool,
@@ -195,8 +196,15 @@ impl Outlet {
         let before = state.frames.len();
         state.marks.push_back(before);
         state.way = Way::Outlet;
+        state.has_been_used = true;
         // Under the lock: nobody puts an event in between, on either way.
         send();
+    }
+
+    /// Whether nothing has gone this way yet.
+    pub fn is_unused(&self) -> bool {
+        let state = self.lock();
+        state.way == Way::Engine && !state.has_been_used
     }
 
     /// Whether a mark is on its way through the engine.

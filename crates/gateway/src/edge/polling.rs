@@ -1,7 +1,7 @@
 //! Long polling through the engine: packets are fed at the pace the inbox takes them, and replies
 //! are metered and renamed as on a WebSocket.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -11,29 +11,39 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::Full;
 use socketioxide::socket::Sid;
-use tokio::time::timeout;
-use tower::Service as _;
+use tokio::{sync::MutexGuard, time::timeout};
 
-use super::{Edge, EngineError, address, bearer, bytes_of, minimal};
-use crate::connection::{Closing, Connection};
+use super::{Edge, EngineError, address, bearer, engine::Engine, minimal, upgrade::Polling};
+use crate::connection::{Closing, Connection, Connections};
 
 /// Between the packets of one body.
-const SEPARATOR: u8 = 0x1e;
+pub const SEPARATOR: u8 = 0x1e;
+pub const NOOP: &[u8] = b"6";
+const PING: &[u8] = b"2";
+const PONG: &[u8] = b"3";
 /// A body that takes longer to arrive is not waited for.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Packets handed to the engine before the inbox is looked at again.
 const CHUNK: usize = 64;
 
-impl Edge {
+/// The engine's answer, on its way.
+pub type Asked = Pin<Box<dyn Future<Output = Result<(StatusCode, Bytes), EngineError>> + Send>>;
+
+impl<E: Engine> Edge<E> {
     pub(super) async fn polling(
-        mut self,
+        self,
         request: Request<Body>,
         connection: Option<Arc<Connection>>,
     ) -> Result<Response<Body>, EngineError> {
         let (head, body) = request.into_parts();
         let Some(connection) = connection else { return self.open(&head).await };
+        // One that began as a WebSocket, or has become one, does not poll.
+        let polling = connection.polling().ok_or(EngineError::BadRequest)?;
+        if polling.is_upgraded() {
+            return Err(EngineError::BadRequest);
+        }
         let answer = match head.method {
-            Method::GET => self.poll(&head, &connection).await,
+            Method::GET => self.poll(&head, &connection, polling).await,
             Method::POST => self.post(&head, body, &connection).await,
             _ => Err(EngineError::BadRequest),
         };
@@ -43,7 +53,7 @@ impl Edge {
         answer
     }
 
-    async fn open(&mut self, head: &Parts) -> Result<Response<Body>, EngineError> {
+    async fn open(&self, head: &Parts) -> Result<Response<Body>, EngineError> {
         let ip = address::client(&head.extensions);
         let origin = self.origins.id(&head.headers);
         let connection = Connection::new(bearer(&head.headers), true).on_page(origin);
@@ -51,16 +61,53 @@ impl Edge {
         let (status, body) = self.ask(minimal(head, &connection, Full::default())).await?;
         let sid = opened(&body).ok_or(EngineError::BadRequest)?;
         self.connections.insert(sid, &connection);
+        self.take_first_ping(sid).await?;
         Ok(answer(status, body))
     }
 
+    /// The published engine pings at once; the protocol has the first ping after one interval.
+    async fn take_first_ping(&self, sid: Sid) -> Result<(), EngineError> {
+        let uri = of_session::<E>(sid);
+        let poll = Request::get(&uri).body(Full::default()).map_err(|_| EngineError::BadRequest)?;
+        // Nothing else can wait: nobody has been told of the session yet.
+        let (_, body) = self.ask(poll).await?;
+        if body != PING {
+            return Err(EngineError::BadRequest);
+        }
+        let pong = Request::post(&uri).body(Full::new(Bytes::from_static(PONG)));
+        self.ask(pong.map_err(|_| EngineError::BadRequest)?).await?;
+        Ok(())
+    }
+
     async fn poll(
-        &mut self,
+        &self,
         head: &Parts,
         connection: &Arc<Connection>,
+        polling: &Polling,
     ) -> Result<Response<Body>, EngineError> {
         connection.polled();
-        let (status, body) = self.ask(minimal(head, connection, Full::default())).await?;
+        let Ok(slot) = polling.asked.try_lock() else {
+            // A second poll beside the first: the engine ends the session.
+            let (status, body) = self.ask(minimal(head, connection, Full::default())).await?;
+            return Ok(answer(status, body));
+        };
+        let connections = &self.connections;
+        let mut wait = Wait { connections, connection, slot, is_left: false };
+        let asked = wait
+            .slot
+            .get_or_insert_with(|| Box::pin(self.ask(minimal(head, connection, Full::default()))));
+        let answered = tokio::select! {
+            biased;
+            answered = asked => Some(answered),
+            () = polling.is_called_away() => None,
+        };
+        wait.is_left = true;
+        let Some(answered) = answered else {
+            return Ok(answer(StatusCode::OK, Bytes::from_static(NOOP)));
+        };
+        *wait.slot = None;
+        drop(wait);
+        let (status, body) = answered?;
         if connection.is_killed() {
             return Err(EngineError::UnknownSession);
         }
@@ -70,7 +117,7 @@ impl Edge {
     }
 
     async fn post(
-        &mut self,
+        &self,
         head: &Parts,
         body: Body,
         connection: &Arc<Connection>,
@@ -111,34 +158,58 @@ impl Edge {
     }
 
     /// Closes a polling session from our side.
-    pub async fn close(&mut self, sid: Sid) {
-        let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
-        let request = Request::post(uri).body(Full::new(Bytes::from_static(b"1")));
-        if let Ok(request) = request {
+    pub async fn close(&self, sid: Sid) {
+        let close = Request::post(of_session::<E>(sid)).body(Full::new(Bytes::from_static(b"1")));
+        if let Ok(close) = close {
             // A session that is gone already is what was wanted.
-            let _ = self.ask(request).await;
+            let _ = self.ask(close).await;
         }
         self.connections.remove(sid);
     }
 
-    async fn ask(
-        &mut self,
+    fn ask(
+        &self,
         request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), EngineError> {
-        let Ok(response) = self.engine.call(request).await;
-        let (parts, body) = response.into_parts();
-        let body = bytes_of(body).await.ok_or(EngineError::BadRequest)?;
-        if parts.status.is_client_error() {
-            // The engine's own words carry its codes as text; ours are Node's.
-            let is_unknown = memchr::memmem::find(&body, b"Session ID unknown").is_some();
-            return Err(if is_unknown {
-                EngineError::UnknownSession
-            } else {
-                EngineError::BadRequest
-            });
+    ) -> impl Future<Output = Result<(StatusCode, Bytes), EngineError>> + Send + 'static {
+        let asked = self.engine.ask(request);
+        async move {
+            let (status, body) = asked.await.ok_or(EngineError::BadRequest)?;
+            if status.is_client_error() {
+                // The engine's own words carry its codes as text; ours are Node's.
+                let is_unknown = memchr::memmem::find(&body, b"Session ID unknown").is_some();
+                return Err(if is_unknown {
+                    EngineError::UnknownSession
+                } else {
+                    EngineError::BadRequest
+                });
+            }
+            Ok((status, body))
         }
-        Ok((parts.status, body))
     }
+}
+
+/// A poll that waits. Dropped before it is left, the client has broken it off: that is how a
+/// client on polling leaves, and the session ends with it.
+struct Wait<'a> {
+    connections: &'a Connections,
+    connection: &'a Connection,
+    slot: MutexGuard<'a, Option<Asked>>,
+    is_left: bool,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if !self.is_left {
+            // The engine is not to go on waiting for it.
+            *self.slot = None;
+            self.connections.kill(self.connection, Closing::Left);
+        }
+    }
+}
+
+/// The path and query of a request of ours to a session.
+fn of_session<E: Engine>(sid: Sid) -> String {
+    format!("{}?EIO=4&transport=polling&sid={sid}", E::PATH)
 }
 
 fn answer(status: StatusCode, body: Bytes) -> Response<Body> {
@@ -176,7 +247,7 @@ fn chunks(body: &Bytes) -> Vec<Bytes> {
 }
 
 /// The packets with CONNECT replies renamed.
-fn renamed(connection: &Connection, body: Bytes) -> Bytes {
+pub fn renamed(connection: &Connection, body: Bytes) -> Bytes {
     if !connection.has_renames() {
         return body;
     }

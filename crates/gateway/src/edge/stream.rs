@@ -11,9 +11,15 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use carillon_domain::contract::ALL_PATHS;
 use carillon_redis_adapter::event_frame;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::oneshot,
+};
 
-use super::outlet::{MARK, Outlet};
+use super::{
+    outlet::{MARK, Outlet},
+    upgrade::PROBE_ANSWER,
+};
 use crate::connection::{Connection, Connections, Rename};
 
 /// A stream handed to the engine.
@@ -21,21 +27,52 @@ pub struct Stream<T> {
     inner: T,
     /// What the HTTP parser had read past the handshake.
     head: Bytes,
+    opening: Opening,
     /// A frame of ours in place of one of the engine's, until it is written.
     replacement: Bytes,
     connection: Arc<Connection>,
     connections: Arc<Connections>,
 }
 
+/// How far a stream has been opened. Until it is, nothing of the client reaches the engine, and
+/// one frame of the engine's does not reach the client.
+pub enum Opening {
+    /// The published engine pings at once, where the protocol has the first ping after one
+    /// interval: the ping is answered here.
+    Fresh,
+    /// The probe has been answered by the edge; these frames, which polling had taken from the
+    /// engine, come first.
+    Upgrade(oneshot::Receiver<Bytes>),
+    /// The engine's answer to the probe is still to come.
+    Upgraded,
+    Open,
+}
+
+impl Opening {
+    /// The frame that does not reach the client.
+    const fn swallowed(&self) -> Option<&'static [u8]> {
+        match self {
+            Self::Fresh => Some(PING),
+            Self::Upgrade(_) | Self::Upgraded => Some(PROBE_ANSWER),
+            Self::Open => None,
+        }
+    }
+}
+
+/// Frames: `2` of the server, `3` of a client with a mask of zeros.
+const PING: &[u8] = b"\x81\x012";
+const PONG: &[u8] = b"\x81\x81\0\0\0\x003";
+
 impl<T> Stream<T> {
     pub fn new(
         inner: T,
         head: Bytes,
+        opening: Opening,
         connection: Arc<Connection>,
         connections: Arc<Connections>,
     ) -> Self {
         connection.stream_opened();
-        Self { inner, head, replacement: Bytes::new(), connection, connections }
+        Self { inner, head, opening, replacement: Bytes::new(), connection, connections }
     }
 }
 
@@ -68,12 +105,33 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
         if self.connection.is_paused() || self.connection.is_stalled() {
             return Poll::Pending;
         }
+        match &mut self.opening {
+            // The writer wakes us.
+            Opening::Fresh => return Poll::Pending,
+            Opening::Upgrade(carried) => {
+                // Whoever had it gave up: the engine finds out by itself.
+                self.replacement = ready!(Pin::new(carried).poll(cx)).unwrap_or_default();
+                self.opening = Opening::Upgraded;
+            }
+            Opening::Upgraded | Opening::Open => {}
+        }
         if !self.head.is_empty() {
             let length = self.head.len().min(buffer.remaining());
             buffer.put_slice(&self.head.split_to(length));
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl<T> Stream<T> {
+    /// The engine has said what the client is not to hear.
+    fn opened(&mut self) {
+        if matches!(self.opening, Opening::Fresh) {
+            self.head = [PONG, &self.head].concat().into();
+            self.connection.reader.wake();
+        }
+        self.opening = Opening::Open;
     }
 }
 
@@ -164,6 +222,17 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
             return Poll::Ready(Err(killed()));
         }
         ready!(self.poll_replacement(cx))?;
+        if let Some(frame) = self.opening.swallowed() {
+            match memchr::memmem::find(bytes, frame) {
+                Some(0) => {
+                    self.opened();
+                    return Poll::Ready(Ok(frame.len()));
+                }
+                // It comes first next time.
+                Some(before) => return self.poll_write_through(cx, &bytes[..before]),
+                None => {}
+            }
+        }
         ready!(self.poll_outlet(cx))?;
         let marks = self.connection.outlet().filter(|outlet| outlet.awaits_mark());
         let mark = marks.and_then(|_| find_mark(bytes));
@@ -235,7 +304,8 @@ mod tests {
         };
         let connections = Connections::new(limits, Arc::default());
         let connection = Arc::new(Connection::new(None, false));
-        (Stream::new(ours, Bytes::new(), connection.clone(), connections), theirs, connection)
+        let ours = Stream::new(ours, Bytes::new(), Opening::Open, connection.clone(), connections);
+        (ours, theirs, connection)
     }
 
     /// However the kernel cuts the writes, the reply carries the public id and nothing else moves.

@@ -63,6 +63,7 @@ impl Problem {
     }
 
     /// The same request may succeed later.
+    #[must_use]
     pub fn retryable(self) -> Self {
         Self { retryable: true, ..self }
     }

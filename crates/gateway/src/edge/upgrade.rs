@@ -1,0 +1,273 @@
+//! From polling to a WebSocket.
+//!
+//! The published engine gives up a session whose upgrade fails, and answers every poll at once
+//! while one goes on. So the probe is answered here, and the engine hears of the WebSocket only
+//! once the client has said that it stays there: behind a proxy that swallows a
+//! `WebSocket` the client goes on polling as if nothing had happened.
+
+use std::{
+    pin::pin,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+
+use super::{
+    polling::{Asked, NOOP, SEPARATOR, renamed},
+    stream::Opening,
+};
+use crate::connection::Connection;
+
+/// A probe that takes longer is given up, as Node's; polling goes on.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A poll that comes while a probe is under way waits this long for something to say; Node's.
+const BETWEEN_POLLS: Duration = Duration::from_millis(100);
+/// The longest frame of a probe: two bytes of header, four of mask, `2probe`.
+const PROBE_FRAME: usize = 12;
+const PROBE: &[u8] = b"2probe";
+const UPGRADE: &[u8] = b"5";
+/// `3probe` as the server's frame.
+pub const PROBE_ANSWER: &[u8] = b"\x81\x063probe";
+
+/// What a connection that began by polling has beside the others.
+#[derive(Default)]
+pub struct Polling {
+    stage: Mutex<Stage>,
+    changed: Notify,
+    /// The engine's answer to a poll, while it is waited for. A client that is called away from
+    /// its poll leaves it here: whoever asks next goes on waiting for it.
+    pub asked: tokio::sync::Mutex<Option<Asked>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Polling,
+    /// A WebSocket is open, and has said nothing yet.
+    Opening,
+    /// It has been answered: the client leaves its poll.
+    Probing,
+    /// It carries the connection, and nothing else does any more.
+    Upgraded,
+}
+
+impl Polling {
+    fn stage(&self) -> Stage {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        self.changed.notify_waiters();
+    }
+
+    pub fn is_upgraded(&self) -> bool {
+        self.stage() == Stage::Upgraded
+    }
+
+    /// Waits until a poll is to be answered with nothing: the client moves to a WebSocket.
+    pub async fn is_called_away(&self) {
+        if self.stage() == Stage::Probing {
+            tokio::time::sleep(BETWEEN_POLLS).await;
+        }
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if matches!(self.stage(), Stage::Probing | Stage::Upgraded) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// An upgrade under way; dropped, the connection goes on polling.
+struct Attempt<'a>(&'a Polling);
+
+impl<'a> Attempt<'a> {
+    /// `None` when the connection has a WebSocket already, or tries another one.
+    fn begin(polling: &'a Polling) -> Option<Self> {
+        let mut stage = polling.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        (*stage == Stage::Polling).then(|| {
+            *stage = Stage::Opening;
+            Self(polling)
+        })
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.0.is_upgraded() {
+            self.0.enter(Stage::Polling);
+        }
+    }
+}
+
+/// Answers a probe, and once the client stays leaves the stream to `carry`, with what was read of
+/// it. `let_out` is called when polling is over, and before anything is written.
+pub async fn upgrade<T>(
+    mut stream: T,
+    head: Bytes,
+    connection: &Connection,
+    let_out: impl FnOnce(),
+    carry: impl FnOnce(T, Bytes, Opening),
+) where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    // Anybody else's WebSocket is closed by being dropped.
+    let Some(polling) = connection.polling() else { return };
+    let Some(attempt) = Attempt::begin(polling) else { return };
+    let Ok(Some(read)) = timeout(PROBE_TIMEOUT, probe(&mut stream, head, polling)).await else {
+        return;
+    };
+    if connection.is_killed() {
+        return;
+    }
+    polling.enter(Stage::Upgraded);
+    drop(attempt);
+    // A poll that still waits sees that and leaves.
+    let asked = polling.asked.lock().await.take();
+    let (begin, carried) = oneshot::channel();
+    // The engine now ends its own poll; what that had taken comes first on the WebSocket.
+    carry(stream, read, Opening::Upgrade(carried));
+    let body = match asked {
+        Some(asked) => asked.await.map_or_else(|_| Bytes::new(), |(_, body)| body),
+        None => Bytes::new(),
+    };
+    let_out();
+    // Without the stream there is nobody to tell.
+    let _ = begin.send(frames(&renamed(connection, body)));
+}
+
+/// Waits for `2probe`, answers, and waits for `5`; returns all that was read. `None` when the
+/// client says anything else, or leaves.
+async fn probe<T>(stream: &mut T, head: Bytes, polling: &Polling) -> Option<Bytes>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut read = BytesMut::from(&head[..]);
+    let probe = frame(stream, &mut read, 0, PROBE).await?;
+    stream.write_all(PROBE_ANSWER).await.ok()?;
+    stream.flush().await.ok()?;
+    polling.enter(Stage::Probing);
+    frame(stream, &mut read, probe, UPGRADE).await?;
+    Some(read.freeze())
+}
+
+/// Reads until there is a frame of exactly this text from `at` on; returns where it ends.
+async fn frame<T>(stream: &mut T, read: &mut BytesMut, at: usize, text: &[u8]) -> Option<usize>
+where
+    T: AsyncRead + Unpin,
+{
+    let end = at + 6 + text.len();
+    while read.len() < end {
+        // No more than the frame: what comes after the last one is the engine's to read.
+        let mut some = [0; PROBE_FRAME];
+        let wanted = end - read.len();
+        let count = stream.read(&mut some[..wanted.min(PROBE_FRAME)]).await.ok()?;
+        if count == 0 {
+            return None;
+        }
+        read.extend_from_slice(&some[..count]);
+    }
+    let (header, rest) = read[at..end].split_at(2);
+    let (mask, masked) = rest.split_at(4);
+    let is_text = header == [0x81, 0x80 | u8::try_from(text.len()).ok()?];
+    let said = masked.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+    (is_text && said.eq(text.iter().copied())).then_some(end)
+}
+
+/// The packets of a polling body as the server's frames.
+fn frames(body: &[u8]) -> Bytes {
+    let mut frames = BytesMut::new();
+    for packet in body.split(|byte| *byte == SEPARATOR) {
+        match packet {
+            [] | NOOP => {}
+            [b'b', encoded @ ..] => {
+                // The engine encoded it.
+                let binary = BASE64.decode(encoded).unwrap_or_default();
+                put_frame(&mut frames, 0x82, &binary);
+            }
+            text => put_frame(&mut frames, 0x81, text),
+        }
+    }
+    frames.freeze()
+}
+
+fn put_frame(frames: &mut BytesMut, opcode: u8, payload: &[u8]) {
+    frames.put_u8(opcode);
+    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+        (Ok(short @ 0..126), _) => frames.put_u8(short),
+        (_, Ok(length)) => {
+            frames.put_u8(126);
+            frames.put_u16(length);
+        }
+        _ => {
+            frames.put_u8(127);
+            frames.put_u64(payload.len() as u64);
+        }
+    }
+    frames.put_slice(payload);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    fn masked(text: &[u8]) -> Vec<u8> {
+        let mask = [7, 11, 13, 17];
+        let length = 0x80 | u8::try_from(text.len()).unwrap();
+        let said = text.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+        [0x81, length].into_iter().chain(mask).chain(said).collect()
+    }
+
+    #[tokio::test]
+    async fn a_probe_is_answered_however_the_network_cuts_it() {
+        let said = [masked(PROBE), masked(UPGRADE), masked(b"4hello")].concat();
+        for cut in 0..=said.len() {
+            let (mut ours, mut theirs) = duplex(64);
+            let polling = Polling::default();
+            let head = Bytes::copy_from_slice(&said[..cut]);
+            theirs.write_all(&said[cut..]).await.unwrap();
+            let read = probe(&mut ours, head, &polling).await.unwrap();
+            let mut rest = vec![0; said.len() - read.len()];
+            ours.read_exact(&mut rest).await.unwrap();
+            assert_eq!([&read[..], &rest].concat(), said, "cut at {cut}");
+            let mut answer = [0; 8];
+            theirs.read_exact(&mut answer).await.unwrap();
+            assert_eq!(answer, PROBE_ANSWER);
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_says_anything_else_is_turned_away() {
+        let unmasked = [&[0x81, 6], PROBE, &[0; 4]].concat();
+        let twice = [masked(PROBE), masked(PROBE)].concat();
+        let closed = [masked(PROBE), vec![0x88, 0x80, 0, 0, 0, 0]].concat();
+        for said in [masked(b"2prove"), masked(UPGRADE), unmasked, twice, closed, Vec::new()] {
+            let (mut ours, mut theirs) = duplex(64);
+            theirs.write_all(&said).await.unwrap();
+            theirs.shutdown().await.unwrap();
+            assert_eq!(probe(&mut ours, Bytes::new(), &Polling::default()).await, None);
+        }
+    }
+
+    #[test]
+    fn what_polling_had_taken_goes_on_as_frames() {
+        let long = "4".repeat(126);
+        let body = format!("4a\u{1e}6\u{1e}bAQID\u{1e}{long}");
+        let expected =
+            [b"\x81\x024a\x82\x03\x01\x02\x03\x81\x7e\x00\x7e", long.as_bytes()].concat();
+        assert_eq!(frames(body.as_bytes()), expected);
+        assert_eq!(frames(b""), "");
+    }
+}
