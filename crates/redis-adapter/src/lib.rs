@@ -165,8 +165,11 @@ impl<E: SocketEmitter> fmt::Debug for NodeAdapter<E> {
 
 impl<E: SocketEmitter> NodeAdapter<E> {
     fn deliver(&self, event: Str, options: BroadcastOptions) {
-        let frame = event_frame(self.local.path(), &event);
         let mut rest = self.local.sockets(options.clone());
+        if rest.is_empty() {
+            return;
+        }
+        let frame = event_frame(self.local.path(), &event);
         let all = rest.len();
         rest.retain(|socket| {
             let mut by_engine = || self.by_engine(event.clone(), BroadcastOptions::new(*socket));
