@@ -11,11 +11,14 @@ import { test } from "node:test";
 import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
+import { io as io31 } from "socket.io-client-3.1";
 import { io as io40 } from "socket.io-client-4.0";
 import { io as io44 } from "socket.io-client-4.4";
+import { io as io46 } from "socket.io-client-4.6";
+import { io as io47 } from "socket.io-client-4.7";
 import { io as io48 } from "socket.io-client";
 
-export const CLIENTS = { "4.8": io48, "4.4": io44, "4.0": io40 };
+export const CLIENTS = { "4.8": io48, "4.7": io47, "4.6": io46, "4.4": io44, "4.0": io40, "3.1": io31 };
 export const SECRET = "0f8c1d4e5b6a79881726354433221100";
 /** A key with every right in the tenant of the tokens; every server here knows it. */
 export const API_KEY = "ck_stories0123456789abcdefghijklmnopqrstuvw";
@@ -193,6 +196,10 @@ export class Person {
       ...rest,
     });
     const person = new Person(socket, id);
+    // Every transport the first connection has had.
+    const { engine } = socket.io;
+    person.transports = [engine.transport.name];
+    engine.on("upgrade", (transport) => person.transports.push(transport.name));
     await within(5000, `${id} connects`, new Promise((resolve, reject) => {
       socket.once("connect", resolve);
       socket.once("connect_error", (error) => (rest.reconnection ? undefined : reject(error)));
@@ -328,11 +335,11 @@ export function story(title, { on = [DATABASES[0]], long = false, ...options }, 
   if (on.length === 0) test(title, { skip: "no PostgreSQL" }, () => {});
   const skip = long && process.env.CARILLON_TEST_QUICK ? "long" : false;
   for (const database of on) {
-    test(on.length > 1 ? `${title} (${database.name})` : title, { skip, timeout: 90_000 }, async () => {
+    test(on.length > 1 ? `${title} (${database.name})` : title, { skip, timeout: 90_000 }, async (t) => {
       const server = await Server.start({ ...(await database.fresh()), ...options });
       const world = new World(server);
       try {
-        await run(world);
+        await run(world, t);
       } catch (error) {
         console.error(server.log.slice(-20).join("\n"));
         throw error;
