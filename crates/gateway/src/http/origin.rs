@@ -45,9 +45,11 @@ impl Origins {
         u16::try_from(index).ok().map(OriginId)
     }
 
-    /// Whether a request may pass. A client that is no browser sends no `Origin`.
+    /// Whether a request may pass. A client that is no browser sends no `Origin`, or, as those of
+    /// Python do, the address it asks; a page of that very address is ours.
     pub fn allow(&self, headers: &HeaderMap) -> bool {
-        headers.get(header::ORIGIN).is_none_or(|origin| self.allow_origin(origin))
+        let Some(origin) = headers.get(header::ORIGIN) else { return true };
+        self.allow_origin(origin) || is_own(origin, headers.get(header::HOST))
     }
 
     fn allow_origin(&self, origin: &HeaderValue) -> bool {
@@ -55,6 +57,15 @@ impl Origins {
         let origin = origin.to_lowercase();
         self.exact.contains(&origin) || (self.any_localhost && is_localhost(&origin))
     }
+}
+
+/// Whether an origin is the very host that was asked.
+fn is_own(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
+    let (Ok(origin), Some(Ok(host))) = (origin.to_str(), host.map(HeaderValue::to_str)) else {
+        return false;
+    };
+    let named = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+    named.is_some_and(|named| named.eq_ignore_ascii_case(host))
 }
 
 /// As a browser writes it; without a scheme both http and https are meant.
@@ -118,6 +129,18 @@ mod tests {
             "http://localhost:5173",
         ] {
             assert!(!allow(bad), "{bad}");
+        }
+        for (origin, host, is_allowed) in [
+            ("http://school.example:3001", "School.example:3001", true),
+            ("https://school.example", "school.example", true),
+            ("https://school.example", "school.example:3001", false),
+            ("https://evil.example", "school.example", false),
+            ("school.example", "school.example", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            headers.insert(header::HOST, HeaderValue::from_static(host));
+            assert_eq!(origins.allow(&headers), is_allowed, "{origin} at {host}");
         }
         assert!(
             Origins::new(&[], true).allow_origin(&HeaderValue::from_static("http://localhost:1"))

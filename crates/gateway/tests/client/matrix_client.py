@@ -32,8 +32,7 @@ def hears(client, event, namespace="/"):
 
 
 def new_client():
-    # Else its WebSocket claims to be a page of the server's own address, which is not listed.
-    return socketio.Client(reconnection=False, websocket_extra_options={"suppress_origin": True})
+    return socketio.Client(reconnection=False)
 
 
 def connect(client, token, namespaces, **waiting):
