@@ -24,13 +24,31 @@ pub(crate) struct Batch {
     savepoint: Savepoint,
     /// Cleared when what belongs to earlier commands was lost: nobody in the batch may go on.
     is_sound: bool,
-    /// The heads of tenants as the database has them.
-    heads: HashMap<TenantId, i64>,
+    known: Known,
     /// Messages and events of which the database knows nothing yet.
     messages: Vec<Message>,
     events: Vec<Event>,
     /// Where in the two the running command's begin.
     own: (usize, usize),
+}
+
+/// What the database has, as far as it need not be read again.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// The offset of each tenant's newest event.
+    heads: HashMap<TenantId, i64>,
+    /// The number of each room's newest message, and how many members the room has.
+    rooms: HashMap<(TenantId, RoomId), (i64, i64)>,
+}
+
+/// Rooms kept in mind; then all are forgotten.
+const MAX_ROOMS: usize = 10_000;
+
+impl Known {
+    /// Nothing but the head of one tenant.
+    pub(crate) fn head(tenant: TenantId, head: i64) -> Self {
+        Self { heads: HashMap::from([(tenant, head)]), ..Self::default() }
+    }
 }
 
 #[derive(PartialEq, Eq)]
@@ -60,13 +78,13 @@ pub(crate) struct Event {
 }
 
 impl Batch {
-    /// A transaction that has begun; `head` is that of the lane it has taken.
-    pub(crate) fn new(held: Held, head: Option<(TenantId, i64)>) -> Self {
+    /// A transaction that has begun.
+    pub(crate) fn new(held: Held, known: Known) -> Self {
         Self {
             held,
             savepoint: Savepoint::None,
             is_sound: true,
-            heads: head.into_iter().collect(),
+            known,
             messages: Vec::new(),
             events: Vec::new(),
             own: (0, 0),
@@ -91,14 +109,24 @@ impl Batch {
         Ok(())
     }
 
-    /// Writes what waits, and ends the transaction.
-    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
+    /// Writes what waits, and ends the transaction. Says what is known from then on.
+    pub(crate) async fn commit(mut self) -> Result<Known, sqlx::Error> {
         if !self.is_sound {
             return Err(sqlx::Error::WorkerCrashed);
         }
         chat::write(&mut self.held, &self.messages).await?;
         outbox::write(&mut self.held, &self.events).await?;
-        self.held.commit().await
+        self.held.commit().await?;
+        for event in self.events {
+            self.known.heads.insert(event.tenant, event.position);
+        }
+        if self.known.rooms.len() > MAX_ROOMS {
+            self.known.rooms.clear();
+        }
+        for Message { tenant, message, member_count } in self.messages {
+            self.known.rooms.insert((tenant, message.room_id), (message.seq.0, member_count));
+        }
+        Ok(self.known)
     }
 
     /// For statements that only read, and nothing of what waits.
@@ -108,6 +136,8 @@ impl Batch {
 
     /// For every other statement.
     pub(crate) async fn direct(&mut self) -> Result<&mut Held, sqlx::Error> {
+        // Whatever it is may change a room.
+        self.known.rooms.clear();
         if self.savepoint != Savepoint::Own {
             let is_sound = std::mem::replace(&mut self.is_sound, false);
             let earlier: Vec<_> = self.messages.drain(..self.own.0).collect();
@@ -132,9 +162,13 @@ impl Batch {
         Ok(())
     }
 
-    /// The newest message of the room among those that wait.
-    pub(crate) fn newest_in(&self, tenant: &TenantId, room: &RoomId) -> Option<&Message> {
-        self.messages.iter().rev().find(|of| of.message.room_id == *room && of.tenant == *tenant)
+    /// The number of the room's newest message, and how many members the room has; `None` when
+    /// the database has to be asked.
+    pub(crate) fn newest_in(&self, tenant: &TenantId, room: &RoomId) -> Option<(i64, i64)> {
+        let is_meant = |of: &&Message| of.message.room_id == *room && of.tenant == *tenant;
+        let waiting = self.messages.iter().rev().find(is_meant);
+        let waiting = waiting.map(|of| (of.message.seq.0, of.member_count));
+        waiting.or_else(|| self.known.rooms.get(&(tenant.clone(), room.clone())).copied())
     }
 
     /// The message somebody sent under a key of theirs, if it waits.
@@ -163,11 +197,11 @@ impl Batch {
         if let Some(event) = self.events.iter().rev().find(|event| event.tenant == *tenant) {
             return Ok(event.position);
         }
-        if let Some(head) = self.heads.get(tenant) {
+        if let Some(head) = self.known.heads.get(tenant) {
             return Ok(*head);
         }
         let head = outbox::head(&mut self.held, tenant).await?.0;
-        self.heads.insert(tenant.clone(), head);
+        self.known.heads.insert(tenant.clone(), head);
         Ok(head)
     }
 

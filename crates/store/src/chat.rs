@@ -171,7 +171,7 @@ impl SqlTx {
     /// The number of the room's newest message, and how many members it has.
     async fn newest(&mut self, tenant: &TenantId, room: &RoomId) -> Result<(i64, i64), Refusal> {
         if let Some(newest) = self.batch()?.newest_in(tenant, room) {
-            return Ok((newest.message.seq.0, newest.member_count));
+            return Ok(newest);
         }
         let found: Option<(i64, i64)> = on!(self.peek(), c => sqlx::query_as(NEWEST)
             .bind(tenant.as_str()).bind(room.as_str()).fetch_optional(c).await)

@@ -16,7 +16,7 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    batch::Batch,
+    batch::{Batch, Known},
     tx::{Conn, Held, on},
 };
 
@@ -97,20 +97,28 @@ impl Drop for Loan {
 }
 
 async fn serve(source: Source, mut waiting: mpsc::Receiver<Turn>, stop: CancellationToken) {
+    let mut known = Known::default();
     while let Some(Some(first)) = stop.run_until_cancelled(waiting.recv()).await {
-        if let Err(error) = run(&source, first, &mut waiting).await {
-            // Everybody in the batch has been refused by the drop of their channel.
-            tracing::warn!(error = %error, "a batch of writes was not committed");
-        }
+        known = match run(&source, known, first, &mut waiting).await {
+            // Nobody else writes to the file; to a tenant's rows of PostgreSQL other nodes do.
+            Ok(known) if matches!(source, Source::Sqlite(_)) => known,
+            Ok(_) => Known::default(),
+            Err(error) => {
+                // Everybody in the batch has been refused by the drop of their channel.
+                tracing::warn!(error = %error, "a batch of writes was not committed");
+                Known::default()
+            }
+        };
     }
 }
 
 async fn run(
     source: &Source,
+    known: Known,
     first: Turn,
     waiting: &mut mpsc::Receiver<Turn>,
-) -> Result<(), sqlx::Error> {
-    let mut batch = match begin(source).await {
+) -> Result<Known, sqlx::Error> {
+    let mut batch = match begin(source, known).await {
         Ok(batch) => batch,
         Err(error) => {
             // The database is away: nobody who waits now is served by waiting longer.
@@ -129,12 +137,12 @@ async fn run(
         (batch, told) = lend(batch, turn).await?;
         committed.extend(told);
     }
-    batch.commit().await?;
+    let known = batch.commit().await?;
     for told in committed {
         // A command that was cancelled meanwhile does not listen; its rows stand all the same.
         let _ = told.send(());
     }
-    Ok(())
+    Ok(known)
 }
 
 /// Lends the transaction to one command; what comes back is kept or undone.
@@ -159,12 +167,12 @@ async fn lend(
 const TAKE: &str = "SELECT head FROM lanes WHERE tenant_id = $1 FOR UPDATE";
 const MAKE: &str = "INSERT INTO lanes (tenant_id, head) VALUES ($1, 0) ON CONFLICT DO NOTHING";
 
-async fn begin(source: &Source) -> Result<Batch, sqlx::Error> {
+async fn begin(source: &Source, known: Known) -> Result<Batch, sqlx::Error> {
     match source {
         Source::Sqlite(pool) => {
             let mut held = Held::from(Conn::Sqlite(pool.acquire().await?));
             held.begin("BEGIN IMMEDIATE").await?;
-            Ok(Batch::new(held, None))
+            Ok(Batch::new(held, known))
         }
         Source::Postgres(pool, tenant) => {
             let mut held = Held::from(Conn::Postgres(pool.acquire().await?));
@@ -175,7 +183,8 @@ async fn begin(source: &Source) -> Result<Batch, sqlx::Error> {
                     .bind(tenant.as_str()).execute(c).await.map(|_| ()))?;
                 head = take(&mut held, tenant).await?;
             }
-            Ok(Batch::new(held, head.map(|head| (tenant.clone(), head))))
+            let known = head.map_or(known, |head| Known::head(tenant.clone(), head));
+            Ok(Batch::new(held, known))
         }
     }
 }
