@@ -163,6 +163,87 @@ async fn garbage_is_refused_with_the_required_text() {
     }
 }
 
+/// Numbers that look random, the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        // Knuth's constants.
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % limit
+    }
+}
+
+/// What clients of all kinds send by mistake, or on purpose.
+const ODD: &[&str] = &[
+    "null",
+    "true",
+    "0",
+    "-1",
+    "1e400",
+    "9007199254740993",
+    "0.1",
+    "\"\"",
+    "\"\\u0000\"",
+    "\"\\ud800\"",
+    "\"\\u202e<script>\"",
+    "[]",
+    "{}",
+    "[{}]",
+    "[[[[[[[[]]]]]]]]",
+    "{\"\":{\"__proto__\":[]}}",
+    "\"a\\u0000b\"",
+    "\"%00../../\"",
+    "\"𝄞\"",
+    "18446744073709551616",
+];
+
+/// One value changed, one key gone, or one place of the text spoilt.
+fn mutated(example: &str, dice: &mut Dice) -> String {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(example) else {
+        return ODD[dice.below(ODD.len())].to_owned();
+    };
+    let chosen = dice.below(fields.len().max(1));
+    let kind = dice.below(4);
+    let members = fields.iter().enumerate().filter_map(|(index, (name, value))| {
+        let name = serde_json::to_string(name).unwrap();
+        match (index == chosen, kind) {
+            (true, 0) => None,
+            (true, 1) => Some(format!("{name}:{}", ODD[dice.below(ODD.len())])),
+            // The key twice.
+            (true, 2) => Some(format!("{name}:{value},{name}:{}", ODD[dice.below(ODD.len())])),
+            _ => Some(format!("{name}:{value}")),
+        }
+    });
+    let mut text = format!("{{{}}}", members.collect::<Vec<_>>().join(","));
+    if kind == 3 {
+        let at = (0..=dice.below(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+        text.insert_str(at, ["\\", "\"", ",", "{", "0", "é", "\u{0}", ":"][dice.below(8)]);
+    }
+    text
+}
+
+/// `CARILLON_FUZZ_SECONDS` makes it longer.
+#[tokio::test]
+async fn whatever_is_sent_nothing_panics_and_nothing_is_an_internal_error() {
+    let seconds = std::env::var("CARILLON_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+    let until = std::time::Instant::now() + Duration::from_secs(seconds.unwrap_or(1));
+    let mut dice = Dice(20_130_301);
+    while std::time::Instant::now() < until {
+        for route in commands() {
+            let payload = mutated(&(route.example)(), &mut dice);
+            // The engine has read the text before: what is no JSON does not come this far.
+            if serde_json::from_str::<&RawValue>(&payload).is_err() {
+                continue;
+            }
+            if let Err(refusal) = ask(&app(1), route, &payload).await {
+                assert_ne!(refusal.code().as_str(), "INTERNAL", "{route:?} {payload} {refusal:?}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn who_has_not_the_role_is_refused() {
     for route in commands() {

@@ -261,6 +261,23 @@ mod tests {
         }
     }
 
+    /// Every frame that differs in one byte.
+    #[tokio::test]
+    async fn no_other_frame_is_a_probe() {
+        let sound = masked(PROBE);
+        for at in 0..sound.len() {
+            for byte in (0..=255).filter(|byte| *byte != sound[at]) {
+                let mut said = sound.clone();
+                said[at] = byte;
+                let (mut ours, mut theirs) = duplex(64);
+                theirs.write_all(&said[at..]).await.unwrap();
+                theirs.shutdown().await.unwrap();
+                let head = Bytes::copy_from_slice(&said[..at]);
+                assert_eq!(probe(&mut ours, head, &Polling::default()).await, None, "{said:?}");
+            }
+        }
+    }
+
     #[test]
     fn what_polling_had_taken_goes_on_as_frames() {
         let long = "4".repeat(126);
