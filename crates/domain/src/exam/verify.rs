@@ -215,6 +215,10 @@ impl Check<'_> {
             result.marks == graded.marks && result.revision == graded.revision,
             "the result is not that of the journal",
         );
+        self.expect(
+            result.awards == graded.awards,
+            "points given by hand are not those of the journal, or have yet to be counted",
+        );
         let begun_with = story.paper.as_ref().map(|(version, of)| (*version, of.as_str()));
         let own = match begun_with {
             Some((version, of)) => self.paper(reads, tenant, version, of).await?,

@@ -474,6 +474,7 @@ async fn whoever_changes_removes_or_cuts_off_an_entry_is_found() {
         "DELETE FROM exam_journal WHERE seq = 2",
         "DELETE FROM exam_journal WHERE seq = (SELECT max(seq) FROM exam_journal)",
         "UPDATE exam_results SET score = 10",
+        "UPDATE exam_results SET awards = '{\"q1\":500}'",
         "UPDATE exam_answers SET answer = '2'",
         "UPDATE exam_papers SET questions = replace(questions, '\"correct\":2', '\"correct\":1')",
         "DELETE FROM exam_sessions",
