@@ -31,6 +31,9 @@ scopes = ["*"]
 
 const root = fileURLToPath(new URL("../../../../", import.meta.url));
 export const binary = process.env.CARILLON_BIN ?? path.join(root, "target/debug/carillon");
+/** The edge with the fixture of the protocols' own test suites behind it. */
+export const conformance =
+  process.env.CARILLON_CONFORMANCE ?? path.join(root, "target/debug/examples/conformance");
 
 const base64url = (value) => Buffer.from(value).toString("base64url");
 
