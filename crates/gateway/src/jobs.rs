@@ -210,6 +210,7 @@ async fn sweep(gateway: &Gateway) {
         let (users, sockets) = gateway.domain.presence.counts();
         gateway.metrics.present(gateway.connections.count(), sockets, users);
         gateway.metrics.unauthenticated(gateway.connections.unauthenticated());
+        gateway.metrics.tasks(gateway.tasks.len());
     }
 }
 

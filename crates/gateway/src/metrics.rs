@@ -48,6 +48,7 @@ pub struct Metrics {
     finished: Counter,
     set_aside: Counter,
     connections: Gauge,
+    tasks: Gauge,
     unauthenticated: Gauge,
     sockets: Gauge,
     users: Gauge,
@@ -71,6 +72,7 @@ impl Default for Metrics {
             set_aside: Counter::default(),
             connections: Gauge::default(),
             unauthenticated: Gauge::default(),
+            tasks: Gauge::default(),
             sockets: Gauge::default(),
             users: Gauge::default(),
             registry: Registry::default(),
@@ -118,6 +120,7 @@ impl Default for Metrics {
             "Connections that have not authenticated",
             metrics.unauthenticated.clone(),
         );
+        registry.register("tasks", "Tasks that a drain waits for", metrics.tasks.clone());
         registry.register("sockets", "Sockets in namespaces", metrics.sockets.clone());
         registry.register("users", "Users with a socket", metrics.users.clone());
         Self { registry, ..metrics }
@@ -185,6 +188,11 @@ impl Metrics {
     /// Who has not authenticated yet.
     pub fn unauthenticated(&self, number: usize) {
         self.unauthenticated.set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// How many tasks run.
+    pub fn tasks(&self, number: usize) {
+        self.tasks.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// The text format of Prometheus.

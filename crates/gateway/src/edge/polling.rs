@@ -122,6 +122,14 @@ impl<E: Engine> Edge<E> {
         body: Body,
         connection: &Arc<Connection>,
     ) -> Result<Response<Body>, EngineError> {
+        // Binary packets come as text, in base64.
+        if head
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|of| *of == "application/octet-stream")
+        {
+            return Err(EngineError::BadRequest);
+        }
         if connection.is_abandoned() {
             self.connections.kill(connection, Closing::SlowConsumer);
             return Err(EngineError::UnknownSession);

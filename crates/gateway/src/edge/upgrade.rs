@@ -161,27 +161,39 @@ where
     Some(read.freeze())
 }
 
-/// Reads until there is a frame of exactly this text from `at` on; returns where it ends.
+/// Reads until there is a frame of exactly this text from `at` on; returns where it ends. Another
+/// frame is seen by its first two bytes: it may be shorter.
 async fn frame<T>(stream: &mut T, read: &mut BytesMut, at: usize, text: &[u8]) -> Option<usize>
 where
     T: AsyncRead + Unpin,
 {
+    let header = [0x81, 0x80 | u8::try_from(text.len()).ok()?];
+    fill(stream, read, at + header.len()).await?;
+    if read[at..at + header.len()] != header {
+        return None;
+    }
     let end = at + 6 + text.len();
+    fill(stream, read, end).await?;
+    let (mask, masked) = read[at + 2..end].split_at(4);
+    let said = masked.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+    said.eq(text.iter().copied()).then_some(end)
+}
+
+/// Reads on until there are so many bytes, and no more: what follows is the engine's to read.
+async fn fill<T>(stream: &mut T, read: &mut BytesMut, end: usize) -> Option<()>
+where
+    T: AsyncRead + Unpin,
+{
     while read.len() < end {
-        // No more than the frame: what comes after the last one is the engine's to read.
         let mut some = [0; PROBE_FRAME];
-        let wanted = end - read.len();
-        let count = stream.read(&mut some[..wanted.min(PROBE_FRAME)]).await.ok()?;
+        let wanted = (end - read.len()).min(PROBE_FRAME);
+        let count = stream.read(&mut some[..wanted]).await.ok()?;
         if count == 0 {
             return None;
         }
         read.extend_from_slice(&some[..count]);
     }
-    let (header, rest) = read[at..end].split_at(2);
-    let (mask, masked) = rest.split_at(4);
-    let is_text = header == [0x81, 0x80 | u8::try_from(text.len()).ok()?];
-    let said = masked.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-    (is_text && said.eq(text.iter().copied())).then_some(end)
+    Some(())
 }
 
 /// The packets of a polling body as the server's frames.
@@ -252,11 +264,18 @@ mod tests {
     async fn whoever_says_anything_else_is_turned_away() {
         let unmasked = [&[0x81, 6], PROBE, &[0; 4]].concat();
         let twice = [masked(PROBE), masked(PROBE)].concat();
-        let closed = [masked(PROBE), vec![0x88, 0x80, 0, 0, 0, 0]].concat();
+        let close = vec![0x88, 0x80, 0, 0, 0, 0];
+        let closed = [masked(PROBE), close.clone()].concat();
         for said in [masked(b"2prove"), masked(UPGRADE), unmasked, twice, closed, Vec::new()] {
             let (mut ours, mut theirs) = duplex(64);
             theirs.write_all(&said).await.unwrap();
             theirs.shutdown().await.unwrap();
+            assert_eq!(probe(&mut ours, Bytes::new(), &Polling::default()).await, None);
+        }
+        // Nor is anything waited for that a shorter frame does not have.
+        for said in [close, masked(b"abc"), masked(UPGRADE)] {
+            let (mut ours, mut theirs) = duplex(64);
+            theirs.write_all(&said).await.unwrap();
             assert_eq!(probe(&mut ours, Bytes::new(), &Polling::default()).await, None);
         }
     }

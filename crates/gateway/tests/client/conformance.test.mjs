@@ -389,11 +389,6 @@ function example(title, run, options = {}) {
   });
 }
 
-// Seen: the server waits for as many bytes as `2probe` or `5` takes before it looks at a frame. A
-// shorter one, such as a close frame, holds the WebSocket open and the probe under way for ten
-// seconds; every other WebSocket of the session is turned away meanwhile.
-const SHORT = "a frame shorter than the expected one is not looked at";
-
 // What both paths have in common.
 
 function engineTests(engine) {
@@ -652,18 +647,18 @@ function engineTests(engine) {
   const FAILURES = {
     "is closed before it probes": { isUsual: true, breaks: (wire) => wire.end() },
     "is closed after its answer": { isUsual: true, probes: true, breaks: (wire) => wire.end() },
-    "says goodbye before it probes": { breaks: (wire) => wire.ws.close(), todo: SHORT },
-    "says goodbye after its answer": { probes: true, breaks: (wire) => wire.ws.close(), todo: SHORT },
+    "says goodbye before it probes": { breaks: (wire) => wire.ws.close() },
+    "says goodbye after its answer": { probes: true, breaks: (wire) => wire.ws.close() },
     "says garbage instead of probing": { isUsual: true, breaks: (wire) => wire.send("2prove") },
-    "says something short instead of probing": { breaks: (wire) => wire.send("abc"), todo: SHORT },
+    "says something short instead of probing": { breaks: (wire) => wire.send("abc") },
     "says something long instead of probing": { breaks: (wire) => wire.send("x".repeat(300)) },
     "probes with bytes": { breaks: (wire) => wire.send(Buffer.from("2probe")) },
-    "stays without a probe": { breaks: (wire) => wire.send("5"), todo: SHORT },
+    "stays without a probe": { breaks: (wire) => wire.send("5") },
     "says garbage instead of staying": { isUsual: true, probes: true, breaks: (wire) => wire.send("6") },
-    "says nothing in a frame instead of staying": { probes: true, breaks: (wire) => wire.send(""), todo: SHORT },
+    "says nothing in a frame instead of staying": { probes: true, breaks: (wire) => wire.send("") },
     "says something long instead of staying": { probes: true, breaks: (wire) => wire.send("4hello") },
   };
-  for (const [what, { probes = false, isUsual = false, breaks, todo }] of Object.entries(FAILURES)) {
+  for (const [what, { probes = false, isUsual = false, breaks }] of Object.entries(FAILURES)) {
     // The probe is answered before there is a difference between the paths.
     if (!isUsual && engine !== ENGINE) continue;
     told(`polling goes on when a WebSocket ${what}`, async () => {
@@ -696,7 +691,7 @@ function engineTests(engine) {
       again.send("5");
       await again.echoes();
       assert.deepEqual(poller.heard, []);
-    }, { todo });
+    });
   }
 
   told("what comes while nobody polls during a failing probe waits for the next poll", async () => {
@@ -1046,7 +1041,7 @@ example("a body of bytes is refused: bytes are written as text", async () => {
     method: "POST", body: "4hello", headers: { "content-type": "application/octet-stream" },
   }).catch(() => ({ status: 400 }));
   assert.equal(posted.status, 400);
-}, { todo: "it is taken for text" });
+});
 
 example("answers to polling are plain text that nobody keeps", async () => {
   for (const engine of BOTH) {
