@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    http::{HeaderMap, Method, Request, Response, StatusCode, header, request},
+    http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header, request},
     response::IntoResponse as _,
 };
 use bytes::Bytes;
@@ -259,7 +259,11 @@ impl<E: Engine> Link<E> {
 fn minimal<B>(head: &request::Parts, connection: &Arc<Connection>, body: B) -> Request<B> {
     let mut minimal = Request::new(body);
     *minimal.method_mut() = head.method.clone();
-    *minimal.uri_mut() = head.uri.clone();
+    // Copied: the parsed one is a slice of the buffer that the request was read into, 8 KB that the
+    // engine would keep for as long as the connection lives.
+    if let Ok(uri) = Uri::try_from(head.uri.to_string()) {
+        *minimal.uri_mut() = uri;
+    }
     minimal.extensions_mut().insert(connection.clone());
     minimal
 }
