@@ -135,7 +135,7 @@ struct RoomRow {
 
 /// Writes messages, and how far their rooms have come.
 pub(crate) async fn write(held: &mut Held, messages: &[Message]) -> Result<(), sqlx::Error> {
-    for (statement, part) in INSERT.parts(messages) {
+    for (statement, part) in INSERT.parts(held.statement().kind(), messages) {
         on!(held.statement(), c => {
             let mut query = sqlx::query(statement);
             for Message { tenant, message: of, .. } in part {
@@ -156,7 +156,7 @@ pub(crate) async fn write(held: &mut Held, messages: &[Message]) -> Result<(), s
         })
         .collect();
     let rooms: Vec<_> = rooms.into_iter().collect();
-    for (statement, part) in RAISE.parts(&rooms) {
+    for (statement, part) in RAISE.parts(held.statement().kind(), &rooms) {
         on!(held.statement(), c => {
             let query = part.iter().fold(sqlx::query(statement), |query, ((tenant, room), seq)| {
                 query.bind(*tenant).bind(*room).bind(*seq)

@@ -548,7 +548,7 @@ impl ExamReads for SqlTx {
         attempts: &[AttemptId],
     ) -> Result<HashMap<AttemptId, Vec<Answer>>, Refusal> {
         let mut answers: HashMap<_, Vec<Answer>> = HashMap::new();
-        for (statement, part) in ANSWERS.parts(attempts) {
+        for (statement, part) in ANSWERS.parts(self.kind(), attempts) {
             let rows: Vec<AnswerRow> = on!(self.conn().await?, c => {
                 let query = sqlx::query_as(statement).bind(tenant.as_str());
                 part.iter().fold(query, |query, of| query.bind(of.as_str())).fetch_all(c).await
@@ -771,7 +771,7 @@ impl ExamWrites for SqlTx {
         let mut ids = attempts.to_vec();
         ids.sort_unstable();
         let mut locked = Vec::with_capacity(ids.len());
-        for (statement, part) in lock.parts(&ids) {
+        for (statement, part) in lock.parts(self.kind(), &ids) {
             let rows: Vec<AttemptRow> = on!(self.conn().await?, c => {
                 let query = sqlx::query_as(statement).bind(tenant.as_str());
                 part.iter().fold(query, |query, of| query.bind(of.as_str())).fetch_all(c).await
@@ -835,7 +835,7 @@ impl ExamWrites for SqlTx {
         tenant: &TenantId,
         rows: &[(AttemptId, JournalRow)],
     ) -> Result<(), Refusal> {
-        for (statement, part) in APPEND.parts(rows) {
+        for (statement, part) in APPEND.parts(self.kind(), rows) {
             on!(self.conn().await?, c => {
                 let mut query = sqlx::query(statement).bind(tenant.as_str());
                 for (attempt, row) in part {
@@ -854,7 +854,7 @@ impl ExamWrites for SqlTx {
         tenant: &TenantId,
         results: &[ExamResult],
     ) -> Result<(), Refusal> {
-        for (statement, part) in INSERT_RESULT.parts(results) {
+        for (statement, part) in INSERT_RESULT.parts(self.kind(), results) {
             let texts = part
                 .iter()
                 .map(|result| Ok((to_json(&result.answers)?, to_json(&result.awards)?)))

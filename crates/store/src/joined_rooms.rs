@@ -133,7 +133,7 @@ impl ReturnWrites for SqlTx {
 
 impl SqlTx {
     async fn note_joined(&mut self, node: &str, joined: &[Noted]) -> Result<(), Refusal> {
-        for (statement, part) in JOIN.parts(joined) {
+        for (statement, part) in JOIN.parts(self.kind(), joined) {
             on!(self.conn().await?, c => {
                 let mut query = sqlx::query(statement).bind(node);
                 for Noted { tenant, connection, change } in part {

@@ -314,7 +314,7 @@ impl SqlTx {
         spans: &[Span; 3],
     ) -> Result<(), Refusal> {
         for span in spans {
-            for (statement, part) in FORGET.parts(users) {
+            for (statement, part) in FORGET.parts(self.kind(), users) {
                 on!(self.conn().await?, c => {
                     let query = sqlx::query(statement)
                         .bind(tenant.as_str()).bind(span.period.as_str()).bind(&span.start)
@@ -503,7 +503,7 @@ impl LeaderboardWrites for SqlTx {
         spans: &[Span; 3],
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        for (statement, part) in FOLD.parts(users) {
+        for (statement, part) in FOLD.parts(self.kind(), users) {
             let folded = on!(self.conn().await?, c => {
                 let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(Time(now));
                 for span in spans {

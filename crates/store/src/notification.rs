@@ -226,7 +226,7 @@ impl NotificationWrites for SqlTx {
     }
 
     async fn insert_plain(&mut self, tenant: &TenantId, all: &[Unstored]) -> Result<(), Refusal> {
-        for (statement, part) in INSERT_PLAIN.parts(all) {
+        for (statement, part) in INSERT_PLAIN.parts(self.kind(), all) {
             on!(self.conn().await?, c => {
                 let mut query = sqlx::query(statement).bind(tenant.as_str());
                 for unstored in part {

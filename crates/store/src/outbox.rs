@@ -37,7 +37,7 @@ const FORGET: &str = "DELETE FROM outbox WHERE (tenant_id, position) IN
 
 /// Writes events, and the counters of their tenants as they then stand.
 pub(crate) async fn write(held: &mut Held, events: &[Event]) -> Result<(), sqlx::Error> {
-    for (statement, part) in INSERT.parts(events) {
+    for (statement, part) in INSERT.parts(held.statement().kind(), events) {
         on!(held.statement(), c => {
             let mut query = sqlx::query(statement);
             for event in part {
@@ -51,7 +51,7 @@ pub(crate) async fn write(held: &mut Held, events: &[Event]) -> Result<(), sqlx:
     let heads: BTreeMap<_, _> =
         events.iter().map(|event| (event.tenant.as_str(), event.position)).collect();
     let heads: Vec<_> = heads.into_iter().collect();
-    for (statement, part) in RAISE.parts(&heads) {
+    for (statement, part) in RAISE.parts(held.statement().kind(), &heads) {
         on!(held.statement(), c => {
             let query = part.iter().fold(sqlx::query(statement), |query, (tenant, head)| {
                 query.bind(*tenant).bind(*head)

@@ -57,6 +57,22 @@ pub(crate) enum ConnRef<'a> {
     Postgres(&'a mut PgConnection),
 }
 
+/// Which database it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Postgres,
+    Sqlite,
+}
+
+impl Statement<'_> {
+    pub(crate) fn kind(&self) -> Kind {
+        match self.conn {
+            ConnRef::Sqlite(_) => Kind::Sqlite,
+            ConnRef::Postgres(_) => Kind::Postgres,
+        }
+    }
+}
+
 impl From<Conn> for Held {
     fn from(conn: Conn) -> Self {
         Self { conn: Some(conn), is_sound: true, in_transaction: false }
@@ -178,8 +194,12 @@ impl SqlTx {
         }
     }
 
+    pub(crate) fn kind(&mut self) -> Kind {
+        self.peek().kind()
+    }
+
     pub(crate) fn is_sqlite(&mut self) -> bool {
-        matches!(self.peek().conn, ConnRef::Sqlite(_))
+        self.kind() == Kind::Sqlite
     }
 }
 

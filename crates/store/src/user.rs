@@ -294,7 +294,7 @@ impl UserWrites for SqlTx {
         users: &[UserId],
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        for (statement, part) in NOTE_SEEN.parts(users) {
+        for (statement, part) in NOTE_SEEN.parts(self.kind(), users) {
             on!(self.conn().await?, c => {
                 let mut query = sqlx::query(statement).bind(tenant.as_str()).bind(Time(now));
                 for user in part {
