@@ -47,18 +47,27 @@ async fn finish_some(gateway: &Gateway) -> Result<usize, Refusal> {
     for (tenant, attempt) in due {
         of_tenants.entry(tenant).or_default().push(attempt);
     }
-    for (tenant, attempts) in &of_tenants {
-        match finish_these(gateway, tenant, attempts).await {
-            Err(refusal) if refusal.retry_after().is_none() => {
-                // One of them cannot be made final; the others can.
-                for attempt in attempts {
-                    finish_alone(gateway, tenant, attempt).await?;
-                }
-            }
-            result => result?,
-        }
-    }
+    // A tenant whose lane is held does not hold up the others.
+    let ends = of_tenants.iter().map(|(tenant, of)| finish_of_tenant(gateway, tenant, of));
+    join_all(ends).await.into_iter().collect::<Result<(), Refusal>>()?;
     Ok(found)
+}
+
+async fn finish_of_tenant(
+    gateway: &Gateway,
+    tenant: &TenantId,
+    attempts: &[AttemptId],
+) -> Result<(), Refusal> {
+    match finish_these(gateway, tenant, attempts).await {
+        Err(refusal) if refusal.retry_after().is_none() => {
+            // One of them cannot be made final; the others can.
+            for attempt in attempts {
+                finish_alone(gateway, tenant, attempt).await?;
+            }
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 async fn finish_these(
