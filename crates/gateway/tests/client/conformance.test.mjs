@@ -123,7 +123,14 @@ class Session {
     return ask(this.url, options);
   }
 
-  async post(...packets) {
+  /** One POST after the other, as every client does: two at a time end the session. */
+  post(...packets) {
+    const posted = (this.posting ?? Promise.resolve()).then(() => this.#post(packets));
+    this.posting = posted.catch(() => {});
+    return posted;
+  }
+
+  async #post(packets) {
     const answer = await ask(this.url, { method: "POST", body: packets.map(encode).join(SEPARATOR) });
     assert.deepEqual([answer.status, answer.body], [200, "ok"]);
     return answer;
