@@ -1121,7 +1121,7 @@ story("who breaks off a poll is gone at once", {}, async (world) => {
     let request;
     const polled = ask(ana.url, { begun: (one) => { request = one; } });
     // An event may still come.
-    if (await Promise.race([polled, pause(2 * SETTLING)])) continue;
+    if (await Promise.race([polled, pause(10 * SETTLING)])) continue;
     request.destroy();
     await assert.rejects(polled, { code: "ECONNRESET" });
     break;
