@@ -14,7 +14,7 @@ use crate::{
     identity::Role,
     ids::{RoomId, UserId},
     leaderboard::{self, Board},
-    notification, presence,
+    notification, presence, recovery,
     refusal::{Code, Refusal},
     session, study_group,
 };
@@ -432,6 +432,7 @@ pub const EVENTS: &[&[EventRow]] = &[
     session::EVENTS,
     credential::EVENTS,
     presence::EVENTS,
+    recovery::EVENTS,
     chat::EVENTS,
     exam::EVENTS,
     leaderboard::EVENTS,

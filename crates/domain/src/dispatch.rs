@@ -26,6 +26,7 @@ use crate::{
     leaderboard::{self, Board},
     ports::{Admission, Clock, Credentials, Ids, Reads, Store, Tx},
     presence::Presence,
+    recovery,
     refusal::Refusal,
 };
 
@@ -46,6 +47,7 @@ pub struct App {
     pub refusals: Refusals,
     pub exams: exam::State,
     pub leaderboard: leaderboard::Settings,
+    pub recovery: recovery::Settings,
 }
 
 impl fmt::Debug for App {

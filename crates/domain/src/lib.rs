@@ -15,6 +15,7 @@ pub mod leaderboard;
 pub mod notification;
 pub mod ports;
 pub mod presence;
+pub mod recovery;
 pub mod refusal;
 pub mod session;
 pub mod study_group;

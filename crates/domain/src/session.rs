@@ -14,11 +14,11 @@ use crate::{
         Class, Command, Event, EventRow, Everywhere, Handle, Namespace as _, Policy, Route, Scope,
         Telling, ToCaller, event, route,
     },
-    dispatch::{App, Caller, Cx, Effect},
+    dispatch::{App, Caller, Cx, Effect, Emit},
     exam,
     ids::{TenantId, Timestamp},
     notification,
-    presence::{self, Coming, Person, Rooms, Status},
+    presence::{self, Coming, Person, Rooms, Status, ToAcquainted, UserStatusChange},
     refusal::{Refusal, Told},
 };
 
@@ -111,6 +111,23 @@ pub async fn settled(app: &App, caller: &Caller) -> (Vec<Effect>, Result<(), Ref
     (effects, result)
 }
 
+/// A socket has gone on where another one was lost: what is not kept is shown to it anew.
+pub async fn resumed(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
+    let mut effects = review(app, caller).await?;
+    for room in caller.joined.all() {
+        for (user, name) in app.presence.online_members(&caller.tenant, &room) {
+            if user != caller.user {
+                let change = UserStatusChange::new(&user, &name, Status::Online);
+                effects.push(Effect::Emit(Emit::new(ToAcquainted::Newcomer, &change)?));
+            }
+        }
+    }
+    if exam::Exams::PATHS.contains(&caller.namespace) {
+        exam::join_exam::restore(app, caller, &mut effects).await?;
+    }
+    Ok(effects)
+}
+
 /// The caller's rights have changed: the socket leaves the rooms that they may not hear any more.
 pub async fn review(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
     let mut cx = Cx::new(app, caller, Scope::Rows, app.clock.now());
@@ -162,8 +179,10 @@ pub fn tick(app: &App) -> Vec<(TenantId, Effect, bool)> {
 /// Whether a socket that is gone may come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Its client, the network or this node has ended it: the same user may be back in a moment.
+    /// The network or this node has ended it: the same user may be back in a moment.
     Lost,
+    /// Its client has ended it, and is not to go on with it.
+    Closed,
     /// The server has ended it for good.
     Cut,
 }
@@ -172,9 +191,13 @@ pub enum Ending {
 /// after the grace unless another comes.
 pub fn disconnected(app: &App, caller: &Caller, ending: Ending) -> Vec<Effect> {
     let now = app.clock.now();
+    let is_kept = app.recovery.window.is_some();
+    if is_kept && ending == Ending::Closed {
+        app.returning.note(caller, Change::Closed);
+    }
     match ending {
-        Ending::Lost if caller.joined.all().is_empty() => {}
-        Ending::Lost => app.returning.note(caller, Change::Lost(now)),
+        Ending::Lost | Ending::Closed if caller.joined.all().is_empty() && !is_kept => {}
+        Ending::Lost | Ending::Closed => app.returning.note(caller, Change::Lost(now)),
         Ending::Cut => app.returning.note(caller, Change::Gone(caller.user.clone())),
     }
     let left = app.presence.disconnected(caller, now);

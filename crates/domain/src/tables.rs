@@ -32,6 +32,9 @@ impl Store for Away {
     async fn read(&self) -> Result<Box<dyn Reads>, Refusal> {
         Err(Refusal::Unavailable(None))
     }
+    async fn stay(&self, _: &str) -> Result<(), Refusal> {
+        Err(Refusal::Unavailable(None))
+    }
     async fn forget_published(&self, _: Timestamp, _: u32) -> Result<u64, Refusal> {
         Err(Refusal::Unavailable(None))
     }
@@ -90,6 +93,7 @@ fn app(burst: u32) -> App {
             Timestamp(0),
         ),
         leaderboard: leaderboard::Settings::default(),
+        recovery: crate::recovery::Settings::default(),
     }
 }
 

@@ -15,6 +15,7 @@ use carillon_domain::{
     exam::{self, journal::JournalKey},
     ports::{Clock, Ids, Store as _},
     presence::{Presence, elsewhere::NodeId},
+    recovery,
 };
 use carillon_store::{Opener, SqlStore};
 use socketioxide::{ParserConfig, SocketIo};
@@ -270,6 +271,9 @@ async fn domain(
         refusals: Refusals::default(),
         exams: exam::State::new(exam_settings(config, store).await?, SystemClock.now()),
         leaderboard: config.leaderboard_settings()?,
+        recovery: recovery::Settings {
+            window: config.recovery.enabled.then_some(config.recovery.window.0),
+        },
     }))
 }
 

@@ -17,6 +17,7 @@ use carillon_domain::{
     contract::{Class, Rate},
     identity::Role,
     leaderboard,
+    presence::RETURN_WINDOW,
 };
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
@@ -39,6 +40,7 @@ pub struct Config {
     pub cluster: Cluster,
     pub auth: Auth,
     pub limits: Limits,
+    pub recovery: Recovery,
     pub chat: Chat,
     pub exam: Exam,
     pub leaderboard: Leaderboard,
@@ -175,6 +177,23 @@ pub struct Limits {
     /// Refused tokens that name one user; a connection that presents more is closed. A token that
     /// is good is never refused for it.
     pub failed_authentications: RateText,
+}
+
+/// Recovery of a connection's state, for `socket.io-client` 4.6 and later.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recovery {
+    /// Whether a client that lost its connection may go on as the same socket, and is sent what it
+    /// missed.
+    pub enabled: bool,
+    /// For how long; at most 2 min.
+    pub window: Span,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self { enabled: true, window: Span(RETURN_WINDOW) }
+    }
 }
 
 /// Chat rooms.
@@ -867,6 +886,10 @@ impl Config {
             "server.proxy_protocol needs server.trusted_proxies: nobody else is believed"
         );
         self.proxy.validate()?;
+        ensure!(
+            (Duration::from_secs(1)..=RETURN_WINDOW).contains(&self.recovery.window.0),
+            "recovery.window must be 1 s to 2 min"
+        );
         ensure!(self.auth.leeway.0 <= Duration::from_secs(30), "auth.leeway must be at most 30 s");
         ensure!(
             self.auth.expiry_grace.0 <= Duration::from_mins(10),

@@ -377,14 +377,16 @@ impl Connection {
     }
 
     /// Announces that the engine will send a CONNECT reply with its session id, to be replaced.
-    pub fn rename(&self, path: &str, sid: Sid, public: &str) {
-        let reply = |id: &str| match path {
-            "/" => format!("40{{\"sid\":\"{id}\"}}"),
-            path => format!("40{path},{{\"sid\":\"{id}\"}}"),
+    /// The reply that goes out may carry a private id beside the public one.
+    pub fn rename(&self, path: &str, sid: Sid, public: &str, private: Option<&str>) {
+        let reply = |id: &str, pid: &str| match path {
+            "/" => format!("40{{\"sid\":\"{id}\"{pid}}}"),
+            path => format!("40{path},{{\"sid\":\"{id}\"{pid}}}"),
         };
+        let private = private.map(|pid| format!(",\"pid\":\"{pid}\"")).unwrap_or_default();
         let rename = Rename {
-            from: reply(&sid.to_string()).into_bytes().into(),
-            to: reply(public).into_bytes().into(),
+            from: reply(&sid.to_string(), "").into_bytes().into(),
+            to: reply(public, &private).into_bytes().into(),
         };
         self.renames().push(rename);
         self.pending_renames.fetch_add(1, Ordering::Release);

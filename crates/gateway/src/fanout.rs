@@ -11,12 +11,14 @@ use std::{
 };
 
 use carillon_domain::{
-    App as Domain, Effect, Emit, Offset, Refusal, RoomId, TenantId, Timestamp, UserId,
+    App as Domain, Caller, ConnectionId, Effect, Emit, Offset, Refusal, RoomId, TenantId,
+    Timestamp, UserId,
     contract::{ALL_PATHS, Address, Event as _},
     credential::AuthExpiring,
     identity::Issue,
     leaderboard::Board,
     presence::{Person, Status},
+    recovery::Recovered,
 };
 use carillon_redis_adapter::Broadcast;
 use serde_json::value::RawValue;
@@ -238,6 +240,15 @@ impl Fanout {
         }
     }
 
+    /// The socket of that public id ends, in favour of another one.
+    pub fn supersede(&self, tenant: &TenantId, user: &UserId, id: &ConnectionId) {
+        for seat in self.seats_of(tenant, user).iter().filter(|seat| seat.caller.connection == *id)
+        {
+            seat.supersede();
+            self.cut(seat);
+        }
+    }
+
     /// Those who were taken for gone are shown to those around them on this node.
     pub fn show_online(&self, people: Vec<Person>) {
         for person in people {
@@ -422,6 +433,17 @@ impl Fanout {
         }
     }
 
+    fn event(&self, emit: &Emit) -> engineioxide::Str {
+        event(emit, self.domain.recovery.window.is_some())
+    }
+
+    /// Where a client stands that has heard everything durable so far; `None` where clients do not
+    /// recover.
+    pub fn position(&self, tenant: &TenantId) -> Option<Offset> {
+        self.domain.recovery.window?;
+        Some(self.lane(tenant)?.lock().delivered)
+    }
+
     /// Sends what has no place in the order, here and elsewhere.
     fn send_everywhere(&self, tenant: &TenantId, seat: Option<&Seat>, emit: &Emit) {
         self.send(tenant, seat, emit);
@@ -527,7 +549,7 @@ impl Fanout {
                         self.subscribe(seat, room);
                     }
                     for emit in missed.events {
-                        self.hub.send(seat.path, seat.sid, &event(emit));
+                        self.hub.send(seat.path, seat.sid, &self.event(emit));
                     }
                     return;
                 }
@@ -543,6 +565,45 @@ impl Fanout {
             }
         }
         // Closed, the client knows that it may have missed something.
+        self.connections.kill(&seat.connection, Closing::Gap);
+    }
+
+    /// Lets a socket go on that has come back: it is sent what it missed, and is where it was. As
+    /// in [`Self::join`] delivery stands still while it is let in.
+    pub async fn resume(&self, seat: &Seat, recovered: &Recovered, groups: &[RoomId]) {
+        let tenant = &seat.caller.tenant;
+        let Some(lane) = self.lane(tenant) else { return };
+        let (mut backlog, mut known) = (Vec::new(), recovered.after);
+        for _ in 0..ATTEMPTS {
+            let delivered = {
+                let progress = lane.lock();
+                if let Some(rest) = progress.since(known) {
+                    let missed: Vec<&Emit> = backlog.iter().chain(rest).collect();
+                    let missed = Resumed::new(&missed, recovered, groups, &seat.caller.user);
+                    if let Some(socket) = seat.socket.upgrade() {
+                        socket.join(own_rooms(&seat.caller));
+                    }
+                    for room in &missed.rooms {
+                        self.subscribe(seat, room);
+                    }
+                    for emit in &missed.events {
+                        if emit.row.paths.contains(&seat.path) {
+                            self.hub.send(seat.path, seat.sid, &self.event(emit));
+                        }
+                    }
+                    return;
+                }
+                progress.delivered
+            };
+            let prepared = if delivered < known {
+                self.catch_up(tenant, &lane, known).await
+            } else {
+                self.read_on(tenant, &mut backlog, &mut known).await
+            };
+            if prepared.is_err() {
+                break;
+            }
+        }
         self.connections.kill(&seat.connection, Closing::Gap);
     }
 
@@ -636,7 +697,7 @@ impl Fanout {
         let (rooms, except) = match &emit.to {
             Address::Caller => {
                 if let Some(seat) = seat {
-                    self.hub.send(seat.path, seat.sid, &event(emit));
+                    self.hub.send(seat.path, seat.sid, &self.event(emit));
                 }
                 return;
             }
@@ -665,7 +726,7 @@ impl Fanout {
             }
         };
         let paths = emit.row.paths;
-        let (event, attachments) = (event(emit), Vec::new());
+        let (event, attachments) = (self.event(emit), Vec::new());
         self.hub.broadcast(&Broadcast { event, attachments, paths, rooms, except });
     }
 }
@@ -695,8 +756,81 @@ impl<'a> Missed<'a> {
     }
 }
 
-fn event(emit: &Emit) -> engineioxide::Str {
-    encode(emit.row.name, emit.payload.get())
+/// What a socket that has come back missed, and where it is.
+struct Resumed<'a> {
+    events: Vec<&'a Emit>,
+    rooms: Vec<RoomId>,
+}
+
+impl<'a> Resumed<'a> {
+    /// `groups` are the rooms its user belongs to now, whether it has joined them or not.
+    fn new(emits: &[&'a Emit], recovered: &Recovered, groups: &[RoomId], user: &UserId) -> Self {
+        let mut rooms: HashMap<&RoomId, Offset> =
+            recovered.rooms.iter().map(|(room, shown)| (room, *shown)).collect();
+        for room in groups {
+            rooms.entry(room).or_default();
+        }
+        // Who came in meanwhile was not in before.
+        let mut first: HashMap<&RoomId, bool> = HashMap::new();
+        for emit in emits {
+            match &emit.to {
+                Address::RoomWith(room, who) if who == user => first.entry(room).or_insert(false),
+                Address::RoomWithout(room, who) if who == user => first.entry(room).or_insert(true),
+                _ => continue,
+            };
+        }
+        let mut is_in: HashMap<&RoomId, bool> =
+            rooms.keys().map(|room| (*room, first.get(room).copied().unwrap_or(true))).collect();
+        for (room, was_in) in first {
+            is_in.entry(room).or_insert(was_in);
+        }
+        let mut events = Vec::new();
+        for emit in emits {
+            let offset = emit.offset.unwrap_or_default();
+            let is_shown = |room: &RoomId| rooms.get(room).is_some_and(|shown| offset <= *shown);
+            let hears = |room: &RoomId| is_in.get(room) == Some(&true) && !is_shown(room);
+            let is_heard = match &emit.to {
+                Address::Tenant => true,
+                Address::User(to) => to == user,
+                Address::Room(room) => hears(room),
+                Address::Others(room, about) => about != user && hears(room),
+                Address::Around(about, around) => about == user || around.iter().any(hears),
+                Address::RoomWith(room, who) => {
+                    if who == user {
+                        is_in.insert(room, true);
+                    }
+                    is_in.get(room) == Some(&true)
+                }
+                Address::RoomWithout(room, who) => {
+                    if who == user {
+                        is_in.insert(room, false);
+                    }
+                    is_in.get(room) == Some(&true)
+                }
+                Address::Caller | Address::Lookers(_) | Address::Bystanders => false,
+            };
+            if is_heard {
+                events.push(*emit);
+            }
+        }
+        let rooms = is_in.into_iter().filter(|(_, is_in)| *is_in).map(|(room, _)| room.clone());
+        Self { events, rooms: rooms.collect() }
+    }
+}
+
+/// The rooms of a socket that it is in without having joined.
+pub fn own_rooms(caller: &Caller) -> Vec<Room> {
+    vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)]
+}
+
+/// A durable event ends in its offset, where clients may recover: they remember the last one.
+fn event(emit: &Emit, has_offsets: bool) -> engineioxide::Str {
+    match emit.offset.filter(|_| has_offsets) {
+        Some(Offset(offset)) => {
+            format!("[\"{}\",{},\"{offset}\"]", emit.row.name, emit.payload.get()).into()
+        }
+        None => encode(emit.row.name, emit.payload.get()),
+    }
 }
 
 /// The payload with another `participantCount`, its last key.

@@ -37,6 +37,8 @@ const SETTLING: Duration = Duration::from_secs(5);
 const NOTE: Duration = Duration::from_secs(2);
 /// Who has just joined a room is put back into it after a crash that comes later than this.
 const ROOMS: Duration = Duration::from_millis(100);
+/// Whose node is gone is put back into their rooms by another one from then on.
+const TAKE_OVER: Duration = Duration::from_millis(500);
 /// A refusal is in the audit log within this.
 const REFUSALS: Duration = Duration::from_secs(1);
 /// A board that has changed is shown within this, and the time that takes.
@@ -73,6 +75,7 @@ pub async fn run(
             sweep(&gateway),
             note_seen(&gateway),
             note_rooms(&gateway),
+            take_over(&gateway),
             note_refusals(&gateway),
             undelivered(&gateway),
             forget(&gateway, &limiter),
@@ -238,6 +241,21 @@ async fn note_rooms(gateway: &Gateway) {
         ticks.tick().await;
         let result = returning::write(&gateway.domain).await;
         was_away = report("noting who is in which room", result, was_away);
+    }
+}
+
+/// Where there may be other nodes, one of them may be gone at any time.
+async fn take_over(gateway: &Gateway) {
+    if gateway.peers.is_none() {
+        return;
+    }
+    let Ok(nobody) = TenantId::new("system") else { return };
+    let mut was_away = false;
+    let mut ticks = every(TAKE_OVER);
+    loop {
+        ticks.tick().await;
+        let result = returning::take_over(&gateway.domain, &nobody).await;
+        was_away = report("the watch over other nodes", result, was_away);
     }
 }
 

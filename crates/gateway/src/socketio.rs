@@ -10,11 +10,13 @@ use std::{
 };
 
 use carillon_domain::{
-    Caller, ConnectionId, Refusal, Timestamp,
+    Caller, ConnectionId, Refusal, TenantId, Timestamp, UserId,
     api::refused::Kind,
-    contract::ALL_PATHS,
+    chat::returning::Change,
+    contract::{ALL_PATHS, Event as _},
     dispatch::{Grant, Joined},
     identity::{Account, Issue, UserStatus},
+    recovery::{self, Claim, Recovered, Resync},
     session::{self, Ending},
 };
 use carillon_redis_adapter::{Hub, NodeAdapter};
@@ -29,10 +31,11 @@ use socketioxide::{
 
 use crate::{
     auth::{Denied, Presented, Reason},
+    cluster::What,
     config::Expiry,
     connection::{Closing, Connection},
     edge::outlet::{MARK, Outlet},
-    fanout::{connection_room, tenant_room, user_room},
+    fanout::{connection_room, own_rooms},
     gateway::Gateway,
     inbox::{self, Ack, Asked, Item},
 };
@@ -42,6 +45,8 @@ pub type Adapter = NodeAdapter<Emitter>;
 /// The adapters of this node.
 pub type NodeHub = Hub<Emitter>;
 
+/// A socket that another one goes on for has ended by then, or it is not there any more.
+const SUPERSEDED: Duration = Duration::from_secs(1);
 /// What a lost socket leaves behind is written by then.
 const PASSED_ON: Duration = Duration::from_millis(500);
 
@@ -61,6 +66,15 @@ pub struct Seat {
     has_arrived: AtomicBool,
     /// The caller as they are since their row was changed.
     renewed: Mutex<Option<Arc<Caller>>>,
+    /// What it goes on from, until it has; or why it cannot.
+    resuming: Mutex<Option<Box<Resuming>>>,
+    is_superseded: AtomicBool,
+}
+
+/// A socket whose client showed a private id.
+pub enum Resuming {
+    From(Recovered),
+    Anew(recovery::Reason),
 }
 
 impl Seat {
@@ -71,6 +85,11 @@ impl Seat {
 
     fn issue(&self) -> MutexGuard<'_, Issue> {
         self.issue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another socket goes on in its place.
+    pub fn supersede(&self) {
+        self.is_superseded.store(true, Ordering::Release);
     }
 
     /// When it came.
@@ -123,9 +142,31 @@ impl Seat {
         if self.has_arrived.swap(true, Ordering::AcqRel) {
             return;
         }
-        match session::connected(&gateway.domain, &self.current()).await {
+        // Without its rooms the user could not be shown to anybody: the client comes back.
+        let Ok(effects) = session::connected(&gateway.domain, &self.current()).await else {
+            gateway.connections.kill(&self.connection, Closing::Unavailable);
+            return;
+        };
+        let resuming = self.resuming.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match resuming.map(|resuming| *resuming) {
+            Some(Resuming::From(recovered)) => self.resume(gateway, &recovered).await,
+            Some(Resuming::Anew(reason)) => {
+                if let Ok(payload) = serde_json::to_string(&Resync { reason }) {
+                    gateway.fanout.tell(self, Resync::NAME, &payload);
+                }
+            }
+            None => {}
+        }
+        gateway.fanout.deliver(self, effects).await;
+    }
+
+    /// Goes on where another socket was lost; what is ephemeral is shown anew.
+    async fn resume(&self, gateway: &Gateway, recovered: &Recovered) {
+        let (domain, caller) = (&gateway.domain, self.current());
+        let groups = domain.presence.group_rooms(&caller.tenant, &caller.user);
+        gateway.fanout.resume(self, recovered, &groups).await;
+        match session::resumed(domain, &caller).await {
             Ok(effects) => gateway.fanout.deliver(self, effects).await,
-            // Without its rooms the user could not be shown to anybody: the client comes back.
             Err(_) => gateway.connections.kill(&self.connection, Closing::Unavailable),
         }
     }
@@ -162,7 +203,9 @@ impl Seat {
     /// Tells the others, after everything this socket had asked for.
     pub async fn leave(&self, gateway: &Arc<Gateway>, reason: DisconnectReason) {
         let ending = match reason {
+            _ if self.is_superseded.load(Ordering::Acquire) => Ending::Lost,
             DisconnectReason::ServerNSDisconnect => Ending::Cut,
+            DisconnectReason::ClientNSDisconnect => Ending::Closed,
             _ => Ending::Lost,
         };
         if !self.has_arrived.swap(true, Ordering::AcqRel) {
@@ -262,6 +305,15 @@ async fn connect(
         deny(gateway, &connection, token, &denied);
         return Err(denied);
     }
+    let key = (&identity.tenant, &identity.user.id, path);
+    let kept = match recover(gateway, key, auth.as_ref()).await {
+        Ok(kept) => kept,
+        Err(refusal) => {
+            let denied = Denied::Away(refusal);
+            deny(gateway, &connection, token, &denied);
+            return Err(denied);
+        }
+    };
     connection.enter();
     let caller = Caller {
         app: Some(identity.app),
@@ -270,7 +322,7 @@ async fn connect(
         name: identity.user.name,
         avatar: identity.user.avatar,
         role: identity.user.role,
-        connection: public_id(),
+        connection: kept.connection,
         namespace: path,
         joined: Joined::default(),
         told: carillon_domain::exam::Told::default(),
@@ -279,10 +331,15 @@ async fn connect(
     if let Some(outlet) = connection.outlet() {
         outlet.close();
     }
-    connection.rename(path, socket.id, caller.connection.as_str());
-    let mut rooms = vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)];
+    connection.rename(path, socket.id, caller.connection.as_str(), kept.pid.as_deref());
+    let mut rooms = Vec::new();
     if gateway.peers.is_some() {
         rooms.push(connection_room(caller.connection.as_str()));
+    }
+    // Who goes on is let in together with what was missed.
+    if !matches!(kept.resuming, Some(Resuming::From(_))) {
+        rooms.extend(own_rooms(&caller));
+        note_come(gateway, &caller, kept.pid.as_deref());
     }
     socket.join(rooms);
     let seat = Arc::new(Seat {
@@ -296,6 +353,8 @@ async fn connect(
         since: Instant::now(),
         has_arrived: AtomicBool::new(false),
         renewed: Mutex::default(),
+        resuming: Mutex::new(kept.resuming.map(Box::new)),
+        is_superseded: AtomicBool::new(false),
     });
     socket.extensions.insert(seat.clone());
     socket.on_fallback(ToInbox { gateway: gateway.clone(), seat: seat.clone() });
@@ -314,6 +373,72 @@ async fn connect(
         std::future::ready(())
     });
     Ok(())
+}
+
+/// What a socket is called, and what it goes on from.
+struct Kept {
+    connection: ConnectionId,
+    /// The client's secret; `None` where clients do not recover.
+    pid: Option<String>,
+    resuming: Option<Resuming>,
+}
+
+/// Goes on with the session of the private id that a client shows, if that can be done.
+async fn recover(
+    gateway: &Gateway,
+    key @ (tenant, user, _): (&TenantId, &UserId, &str),
+    auth: Option<&serde_json::Value>,
+) -> Result<Kept, Refusal> {
+    let domain = &gateway.domain;
+    let is_on = domain.recovery.window.is_some();
+    let shown = |name| auth.and_then(|auth| auth.get(name)).and_then(serde_json::Value::as_str);
+    let pid = shown("pid").filter(|_| is_on);
+    let anew = |reason: Option<recovery::Reason>| Kept {
+        connection: ConnectionId::new(random_id()).expect("20 printable characters"),
+        pid: is_on.then(random_id),
+        resuming: reason.map(Resuming::Anew),
+    };
+    let Some(pid) = pid else { return Ok(anew(None)) };
+    let Some(claim) = Claim::new(pid, shown("offset")) else {
+        return Ok(anew(Some(recovery::Reason::Unknown)));
+    };
+    let session = match recovery::find(domain, key, &claim).await? {
+        Ok(session) => session,
+        Err(reason) => return Ok(anew(Some(reason))),
+    };
+    end_older(gateway, tenant, user, &session.connection).await;
+    let recovered = recovery::take(domain, session, &claim).await?;
+    Ok(recovered.map_or_else(
+        || anew(Some(recovery::Reason::Unknown)),
+        |recovered| Kept {
+            connection: recovered.connection.clone(),
+            pid: Some(pid.to_owned()),
+            resuming: Some(Resuming::From(recovered)),
+        },
+    ))
+}
+
+/// The older socket of that id is closed first, wherever it is.
+async fn end_older(gateway: &Gateway, tenant: &TenantId, user: &UserId, id: &ConnectionId) {
+    let presence = &gateway.domain.presence;
+    if !presence.is_connection(id.as_str()) {
+        return;
+    }
+    gateway.fanout.supersede(tenant, user, id);
+    if let Some(peers) = &gateway.peers {
+        peers.talk.say(What::Supersede(tenant.clone(), user.clone(), id.clone()));
+    }
+    let until = Instant::now() + SUPERSEDED;
+    while presence.is_connection(id.as_str()) && Instant::now() < until {
+        tokio::time::sleep(SUPERSEDED / 100).await;
+    }
+}
+
+/// That the socket is here is written shortly, for the time when it is lost.
+fn note_come(gateway: &Gateway, caller: &Caller, pid: Option<&str>) {
+    let (Some(pid), Some(since)) = (pid, gateway.fanout.position(&caller.tenant)) else { return };
+    let (user, namespace, pid) = (caller.user.clone(), caller.namespace, recovery::digest(pid));
+    gateway.domain.returning.note(caller, Change::Came { user, namespace, pid, since });
 }
 
 fn deny(gateway: &Gateway, connection: &Connection, token: Option<&str>, denied: &Denied) {
@@ -359,13 +484,11 @@ fn note(gateway: &Gateway, token: &str, denied: &Denied) {
 }
 
 /// 20 characters of 6 random bits each, as Node's.
-fn public_id() -> ConnectionId {
+fn random_id() -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut bytes = [0; 20];
     getrandom::fill(&mut bytes).expect("the system has randomness");
-    let text: String =
-        bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte & 63)])).collect();
-    ConnectionId::new(text).expect("20 printable characters")
+    bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte & 63)])).collect()
 }
 
 /// Puts every event into the inbox, in the order the engine read them.

@@ -1,11 +1,12 @@
-//! The rooms of sockets, kept for those who come back.
+//! The sockets and their rooms, kept for those who come back.
 
 use async_trait::async_trait;
 use carillon_domain::{
-    Refusal, RoomId, TenantId, Timestamp, UserId,
+    ConnectionId, Offset, Refusal, RoomId, TenantId, Timestamp, UserId,
     chat::returning::{Change, MAX_ROOMS, Noted, SIBLINGS, forgotten_before},
     ports::{ReturnReads, ReturnWrites},
     presence::NOTED_EVERY,
+    recovery::Session,
 };
 
 use crate::{
@@ -17,25 +18,82 @@ use crate::{
 
 static JOIN: Rows = Rows::new(
     "INSERT INTO joined_rooms
-        (node_id, tenant_id, connection_id, room_id, user_id, namespace, joined_at) VALUES",
+        (node_id, tenant_id, connection_id, room_id, user_id, namespace, joined_at, shown_offset)
+     VALUES",
+    1,
+    7,
+    // Shown again, it was shown more.
+    " ON CONFLICT (tenant_id, connection_id, room_id) DO UPDATE SET shown_offset = excluded.shown_offset",
+);
+static COME: Rows = Rows::new(
+    "INSERT INTO recovery_sessions
+        (node_id, tenant_id, connection_id, user_id, namespace, pid, since) VALUES",
     1,
     6,
     " ON CONFLICT DO NOTHING",
 );
+const CLOSE: &str = "DELETE FROM recovery_sessions WHERE tenant_id = $1 AND connection_id = $2";
+const LOSE_SESSION: &str = "UPDATE recovery_sessions SET lost_at = $3
+    WHERE tenant_id = $1 AND connection_id = $2 AND lost_at IS NULL AND node_id = $4";
+const SESSION: &str =
+    "SELECT tenant_id, user_id, namespace, connection_id, generation, since, lost_at
+    FROM recovery_sessions WHERE pid = $1";
+const SESSION_ROOMS: &str = "SELECT room_id, shown_offset FROM joined_rooms
+    WHERE tenant_id = $1 AND connection_id = $2 AND namespace = $3 AND user_id = $4
+    ORDER BY joined_at, room_id";
+const TAKE: &str = "UPDATE recovery_sessions
+    SET generation = generation + 1, node_id = $3, lost_at = NULL
+    WHERE pid = $1 AND generation = $2";
+const TAKE_ROOMS: &str = "UPDATE joined_rooms SET node_id = $3, lost_at = NULL, returned_at = NULL
+    WHERE tenant_id = $1 AND connection_id = $2";
+const FORGET_SESSIONS: &str = "DELETE FROM recovery_sessions WHERE pid IN
+    (SELECT pid FROM recovery_sessions WHERE lost_at < $1 ORDER BY lost_at LIMIT $2)";
 const LEAVE: &str = "DELETE FROM joined_rooms
     WHERE tenant_id = $1 AND connection_id = $2 AND room_id = $3";
 const LOSE: &str = "UPDATE joined_rooms SET lost_at = $3
-    WHERE tenant_id = $1 AND connection_id = $2 AND lost_at IS NULL";
+    WHERE tenant_id = $1 AND connection_id = $2 AND lost_at IS NULL AND node_id = $4";
 const GO: &str = "DELETE FROM joined_rooms WHERE tenant_id = $1
     AND (connection_id = $2 OR user_id = $3 AND lost_at IS NOT NULL)";
-const LOSE_OF_OTHERS_SQLITE: &str = "UPDATE joined_rooms SET lost_at = COALESCE(
-        (SELECT min(o.last_seen + $3, $2) FROM online_users o
-         WHERE o.tenant_id = joined_rooms.tenant_id AND o.user_id = joined_rooms.user_id), $2)
-    WHERE lost_at IS NULL AND node_id <> $1";
-const LOSE_OF_OTHERS_POSTGRES: &str = "UPDATE joined_rooms SET lost_at = COALESCE(
-        (SELECT least(o.last_seen + $3 * interval '1 millisecond', $2) FROM online_users o
-         WHERE o.tenant_id = joined_rooms.tenant_id AND o.user_id = joined_rooms.user_id), $2)
-    WHERE lost_at IS NULL AND node_id <> $1";
+/// What of others is lost, in `joined_rooms` or `recovery_sessions`.
+macro_rules! lose_of_others {
+    ($table:literal, $last:literal, $is_gone:literal) => {
+        concat!(
+            "UPDATE ",
+            $table,
+            " SET lost_at = COALESCE((SELECT ",
+            $last,
+            " FROM online_users o
+                WHERE o.tenant_id = ",
+            $table,
+            ".tenant_id AND o.user_id = ",
+            $table,
+            ".user_id), $2)
+             WHERE lost_at IS NULL AND node_id <> $1",
+            $is_gone
+        )
+    };
+}
+const LOSE_OF_OTHERS_SQLITE: [&str; 2] = [
+    lose_of_others!("joined_rooms", "min(o.last_seen + $3, $2)", ""),
+    lose_of_others!("recovery_sessions", "min(o.last_seen + $3, $2)", ""),
+];
+// A run of the server that is there holds a lock of its name; see `stay.rs`.
+const LOSE_OF_OTHERS_POSTGRES: [&str; 2] = [
+    lose_of_others!(
+        "joined_rooms",
+        "least(o.last_seen + $3 * interval '1 millisecond', $2)",
+        " AND (hashtext(node_id)::bigint & 4294967295)::oid NOT IN (SELECT objid FROM pg_locks
+            WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = 1667330668
+              AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
+    ),
+    lose_of_others!(
+        "recovery_sessions",
+        "least(o.last_seen + $3 * interval '1 millisecond', $2)",
+        " AND (hashtext(node_id)::bigint & 4294967295)::oid NOT IN (SELECT objid FROM pg_locks
+            WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = 1667330668
+              AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
+    ),
+];
 // Of the newest the oldest first: the room joined last is shown last.
 const LOST: &str = "SELECT room_id FROM (SELECT room_id, max(joined_at) AS joined_at
         FROM joined_rooms
@@ -66,48 +124,83 @@ impl ReturnReads for SqlTx {
         .map_err(refusal)?;
         rows.into_iter().map(|id| RoomId::new(id).map_err(Refusal::internal)).collect()
     }
+
+    async fn session(&mut self, pid: &str) -> Result<Option<Session>, Refusal> {
+        type Row = (String, String, String, String, i64, i64, Option<Time>);
+        let row: Option<Row> = on!(self.conn().await?, c => sqlx::query_as(SESSION)
+            .bind(pid).fetch_optional(c).await)
+        .map_err(refusal)?;
+        let Some((tenant, user, namespace, connection, generation, since, lost_at)) = row else {
+            return Ok(None);
+        };
+        let rooms: Vec<(String, i64)> = on!(self.conn().await?, c => sqlx::query_as(SESSION_ROOMS)
+            .bind(&tenant).bind(&connection).bind(&namespace).bind(&user).fetch_all(c).await)
+        .map_err(refusal)?;
+        let rooms = rooms.into_iter().map(|(room, shown)| {
+            Ok((RoomId::new(room).map_err(Refusal::internal)?, Offset(shown)))
+        });
+        Ok(Some(Session {
+            rooms: rooms.collect::<Result<_, Refusal>>()?,
+            tenant: TenantId::new(tenant).map_err(Refusal::internal)?,
+            user: UserId::new(user).map_err(Refusal::internal)?,
+            namespace,
+            connection: ConnectionId::new(connection).map_err(Refusal::internal)?,
+            generation,
+            since: Offset(since),
+            lost_at: lost_at.map(|Time(at)| at),
+        }))
+    }
 }
 
 #[async_trait]
 impl ReturnWrites for SqlTx {
     async fn note_rooms(&mut self, node: &str, changes: &[Noted]) -> Result<(), Refusal> {
-        let is_join = |noted: &Noted| matches!(noted.change, Change::Joined { .. });
-        // What was joined in a row is written in one statement.
-        for run in changes.chunk_by(|one, next| is_join(one) && is_join(next)) {
-            if is_join(&run[0]) {
-                self.note_joined(node, run).await?;
-                continue;
-            }
-            for Noted { tenant, connection, change } in run {
-                let statement = match change {
-                    Change::Left(_) => LEAVE,
-                    Change::Lost(_) => LOSE,
-                    Change::Gone(_) => GO,
-                    Change::Joined { .. } => continue,
-                };
-                on!(self.conn().await?, c => {
-                    let query =
-                        sqlx::query(statement).bind(tenant.as_str()).bind(connection.as_str());
-                    let query = match change {
-                        Change::Left(room) => query.bind(room.as_str()),
-                        Change::Lost(at) => query.bind(Time(*at)),
-                        Change::Gone(user) => query.bind(user.as_str()),
-                        Change::Joined { .. } => query,
-                    };
-                    query.execute(c).await.map(|_| ())
-                })
-                .map_err(refusal)?;
+        let kind = |noted: &Noted| std::mem::discriminant(&noted.change);
+        // What is of a kind in a row is written in one statement.
+        for run in changes.chunk_by(|one, next| kind(one) == kind(next)) {
+            match run[0].change {
+                Change::Came { .. } => self.note_come(node, run).await?,
+                Change::Joined { .. } => self.note_joined(node, run).await?,
+                _ => {
+                    for noted in run {
+                        self.note_one(node, noted).await?;
+                    }
+                }
             }
         }
         Ok(())
     }
 
     async fn lose_rooms_of_others(&mut self, node: &str, now: Timestamp) -> Result<(), Refusal> {
-        let lose = if self.is_sqlite() { LOSE_OF_OTHERS_SQLITE } else { LOSE_OF_OTHERS_POSTGRES };
+        let both = if self.is_sqlite() { LOSE_OF_OTHERS_SQLITE } else { LOSE_OF_OTHERS_POSTGRES };
         let noted_every = i64::try_from(NOTED_EVERY.as_millis()).unwrap_or(i64::MAX);
-        on!(self.conn().await?, c => sqlx::query(lose)
-            .bind(node).bind(Time(now)).bind(noted_every).execute(c).await.map(|_| ()))
-        .map_err(refusal)
+        for lose in both {
+            on!(self.conn().await?, c => sqlx::query(lose)
+                .bind(node).bind(Time(now)).bind(noted_every).execute(c).await.map(|_| ()))
+            .map_err(refusal)?;
+        }
+        Ok(())
+    }
+
+    async fn take_session(
+        &mut self,
+        tenant: &TenantId,
+        pid: &str,
+        generation: i64,
+        connection: &ConnectionId,
+        node: &str,
+    ) -> Result<bool, Refusal> {
+        let taken = on!(self.conn().await?, c => sqlx::query(TAKE)
+            .bind(pid).bind(generation).bind(node).execute(c).await.map(|done| done.rows_affected()))
+        .map_err(refusal)?;
+        if taken == 0 {
+            return Ok(false);
+        }
+        on!(self.conn().await?, c => sqlx::query(TAKE_ROOMS)
+            .bind(tenant.as_str()).bind(connection.as_str()).bind(node)
+            .execute(c).await.map(|_| ()))
+        .map_err(refusal)?;
+        Ok(true)
     }
 
     async fn note_return(
@@ -124,23 +217,73 @@ impl ReturnWrites for SqlTx {
     }
 
     async fn forget_rooms(&mut self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
-        on!(self.conn().await?, c => sqlx::query(FORGET)
+        let sessions = on!(self.conn().await?, c => sqlx::query(FORGET_SESSIONS)
             .bind(Time(before)).bind(i64::from(limit))
             .execute(c).await.map(|done| done.rows_affected()))
-        .map_err(refusal)
+        .map_err(refusal)?;
+        let rooms = on!(self.conn().await?, c => sqlx::query(FORGET)
+            .bind(Time(before)).bind(i64::from(limit))
+            .execute(c).await.map(|done| done.rows_affected()))
+        .map_err(refusal)?;
+        Ok(rooms.max(sessions))
     }
 }
 
 impl SqlTx {
+    async fn note_one(&mut self, node: &str, noted: &Noted) -> Result<(), Refusal> {
+        let Noted { tenant, connection, change } = noted;
+        let statements: &[&'static str] = match change {
+            Change::Left(_) => &[LEAVE],
+            Change::Lost(_) => &[LOSE, LOSE_SESSION],
+            Change::Gone(_) => &[GO, CLOSE],
+            Change::Closed => &[CLOSE],
+            Change::Came { .. } | Change::Joined { .. } => &[],
+        };
+        for statement in statements {
+            on!(self.conn().await?, c => {
+                let query =
+                    sqlx::query(*statement).bind(tenant.as_str()).bind(connection.as_str());
+                let query = match change {
+                    Change::Left(room) => query.bind(room.as_str()),
+                    Change::Lost(at) => query.bind(Time(*at)).bind(node),
+                    Change::Gone(user) if *statement == GO => query.bind(user.as_str()),
+                    _ => query,
+                };
+                query.execute(c).await.map(|_| ())
+            })
+            .map_err(refusal)?;
+        }
+        Ok(())
+    }
+
+    async fn note_come(&mut self, node: &str, come: &[Noted]) -> Result<(), Refusal> {
+        for (statement, part) in COME.parts(self.kind(), come) {
+            on!(self.conn().await?, c => {
+                let mut query = sqlx::query(statement).bind(node);
+                for Noted { tenant, connection, change } in part {
+                    let Change::Came { user, namespace, pid, since } = change else { continue };
+                    query = query
+                        .bind(tenant.as_str()).bind(connection.as_str()).bind(user.as_str())
+                        .bind(*namespace).bind(pid.as_str()).bind(since.0);
+                }
+                query.execute(c).await.map(|_| ())
+            })
+            .map_err(refusal)?;
+        }
+        Ok(())
+    }
+
     async fn note_joined(&mut self, node: &str, joined: &[Noted]) -> Result<(), Refusal> {
         for (statement, part) in JOIN.parts(self.kind(), joined) {
             on!(self.conn().await?, c => {
                 let mut query = sqlx::query(statement).bind(node);
                 for Noted { tenant, connection, change } in part {
-                    let Change::Joined { user, namespace, room, at } = change else { continue };
+                    let Change::Joined { user, namespace, room, at, shown } = change else {
+                        continue;
+                    };
                     query = query
                         .bind(tenant.as_str()).bind(connection.as_str()).bind(room.as_str())
-                        .bind(user.as_str()).bind(*namespace).bind(Time(*at));
+                        .bind(user.as_str()).bind(*namespace).bind(Time(*at)).bind(shown.0);
                 }
                 query.execute(c).await.map(|_| ())
             })

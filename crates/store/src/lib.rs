@@ -16,6 +16,7 @@ mod notification;
 mod open;
 mod outbox;
 mod rows;
+mod stay;
 mod study_group;
 mod time;
 mod tx;

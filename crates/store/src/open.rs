@@ -27,6 +27,7 @@ use crate::{
     error::refusal,
     lane::{Lane, Source},
     outbox,
+    stay::Stay,
     tx::{Conn, Held, SqlTx},
 };
 
@@ -35,7 +36,7 @@ static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres
 
 /// Waiting for a connection or a lock any longer means the database is away; below the 3 s within
 /// which every operation is answered.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 const POSTGRES_CONNECTIONS: u32 = 16;
 const SQLITE_READERS: u32 = 4;
 /// Statements that a connection keeps prepared: more than there are.
@@ -75,7 +76,7 @@ pub struct SqlStore {
 
 enum Backend {
     Sqlite { readers: SqlitePool, writers: SqlitePool, writer: Lane, _lock: Option<File> },
-    Postgres { pool: PgPool, lanes: Mutex<HashMap<TenantId, Lane>> },
+    Postgres { pool: PgPool, lanes: Mutex<HashMap<TenantId, Lane>>, stay: Stay },
 }
 
 /// Who opens the database.
@@ -157,7 +158,10 @@ impl SqlStore {
                 readers.close().await;
                 writers.close().await;
             }
-            Backend::Postgres { pool, .. } => pool.close().await,
+            Backend::Postgres { pool, stay, .. } => {
+                stay.leave().await;
+                pool.close().await;
+            }
         }
     }
 
@@ -190,7 +194,7 @@ impl SqlStore {
     fn lane(&self, tenant: &TenantId) -> Lane {
         match &self.backend {
             Backend::Sqlite { writer, .. } => writer.clone(),
-            Backend::Postgres { pool, lanes } => lanes
+            Backend::Postgres { pool, lanes, .. } => lanes
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .entry(tenant.clone())
@@ -213,6 +217,13 @@ impl Store for SqlStore {
 
     async fn read(&self) -> Result<Box<dyn Reads>, Refusal> {
         Ok(Box::new(self.reader().await?))
+    }
+
+    async fn stay(&self, node: &str) -> Result<(), Refusal> {
+        match &self.backend {
+            Backend::Sqlite { .. } => Ok(()),
+            Backend::Postgres { pool, stay, .. } => stay.hold(pool, node).await,
+        }
     }
 
     async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
@@ -292,5 +303,5 @@ async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
             return Err(OpenError::NotDurable(setting, value, remedy));
         }
     }
-    Ok(Backend::Postgres { pool, lanes: Mutex::default() })
+    Ok(Backend::Postgres { pool, lanes: Mutex::default(), stay: Stay::default() })
 }

@@ -474,6 +474,9 @@ export interface ReadNotification {
   notificationId: string;
 }
 
+/** Why a client has to start anew. */
+export type Reason = "unknown" | "too_old" | "too_much";
+
 /** What was folded anew. */
 export interface Recomputed {
   /** False when the rest is being done without the asker. */
@@ -482,6 +485,11 @@ export interface Recomputed {
   /** Entries that were not what they should be. */
   repaired: number;
   users: number;
+}
+
+/** What was kept cannot be gone on with: a client that knows reloads what it shows. */
+export interface Resync {
+  reason: Reason;
 }
 
 /** The answer to `join-room`: the room's newest messages, and where the caller stands in it. */
@@ -763,6 +771,7 @@ export interface ServerToClientEvents {
   "error": (payload: Refused) => void;
   "auth-expiring": (payload: AuthExpiring) => void;
   "user-status-change": (payload: UserStatusChange) => void;
+  "carillon:resync": (payload: Resync) => void;
   "room-joined": (payload: RoomJoined) => void;
   "user-joined-room": (payload: UserJoinedRoom) => void;
   "room-left": (payload: RoomLeft) => void;

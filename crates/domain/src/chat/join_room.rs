@@ -95,6 +95,7 @@ pub(super) async fn show(
         namespace: caller.namespace,
         room: room_id.clone(),
         at: now,
+        shown: after,
     };
     let room = room_id.clone();
     cx.after_commit(move || {

@@ -14,7 +14,7 @@ use super::join_room;
 use crate::{
     contract::Scope,
     dispatch::{App, Caller, Cx, Effect},
-    ids::{ConnectionId, RoomId, TenantId, Timestamp, UserId},
+    ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
     presence::RETURN_WINDOW,
     refusal::Refusal,
 };
@@ -32,13 +32,25 @@ const MAX_WAITING: usize = 100_000;
 /// What has become of a room in the list of a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// A socket has come, of which the client knows the private id with this digest.
+    Came {
+        user: UserId,
+        namespace: &'static str,
+        pid: String,
+        /// Everything durable after this may be sent to it.
+        since: Offset,
+    },
     Joined {
         user: UserId,
         namespace: &'static str,
         room: RoomId,
         at: Timestamp,
+        /// Up to where the room was shown.
+        shown: Offset,
     },
     Left(RoomId),
+    /// The client has closed the socket: nobody goes on with it.
+    Closed,
     /// The socket is gone without having said so.
     Lost(Timestamp),
     /// The socket is gone for good, and with it what its user's lost ones were in.
@@ -64,6 +76,11 @@ pub struct Returning {
 impl Returning {
     pub const fn new(node: String) -> Self {
         Self { node, waiting: Mutex::new(Vec::new()) }
+    }
+
+    /// Names this run of the server.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Noted>> {
@@ -109,8 +126,9 @@ pub async fn write(app: &App) -> Result<(), Refusal> {
 }
 
 /// Takes over from runs of the server that are no more: their sockets were lost when their users
-/// were last seen. Called once, before anybody is let in.
+/// were last seen. Called before anybody is let in; where there may be other nodes, again and again.
 pub async fn take_over(app: &App, tenant: &TenantId) -> Result<(), Refusal> {
+    app.store.stay(&app.returning.node).await?;
     let mut tx = app.store.begin(tenant, Scope::Rows).await?;
     tx.lose_rooms_of_others(&app.returning.node, app.clock.now()).await?;
     tx.commit().await

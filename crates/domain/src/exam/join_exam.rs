@@ -265,8 +265,8 @@ pub(super) fn joined(
 pub async fn restore(app: &App, caller: &Caller, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
     let now = app.clock.now();
     let mut exams = app.exams.lost(&caller.tenant, &caller.user, now);
-    if app.exams.started_at.after(super::RETURN_WINDOW) >= now {
-        // This node has just been started: whoever sits an exam was cut off by that.
+    if app.exams.started_at.after(super::RETURN_WINDOW) >= now || app.presence.is_shared() {
+        // Whoever sits an exam was cut off by this node's start, or by another node's end.
         let mut reads = app.store.read().await?;
         exams.extend(reads.running_exams_of(&caller.tenant, &caller.user).await?);
         exams.sort_unstable();

@@ -64,6 +64,9 @@ pub trait Store: Send + Sync {
     async fn begin(&self, tenant: &TenantId, scope: Scope) -> Result<Box<dyn Tx>>;
     /// A connection to read from, each statement by itself.
     async fn read(&self) -> Result<Box<dyn Reads>>;
+    /// This run of the server is there: others see that it is, for as long as it lives. Called
+    /// before anybody is let in, and again and again.
+    async fn stay(&self, node: &str) -> Result<()>;
     /// Deletes the oldest outbox rows made before an instant, at most `limit`; says how many.
     async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64>;
 }

@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use super::Result;
 use crate::{
     chat::returning::Noted,
-    ids::{RoomId, TenantId, Timestamp, UserId},
+    ids::{ConnectionId, RoomId, TenantId, Timestamp, UserId},
+    recovery::Session,
 };
 
 #[async_trait]
@@ -18,6 +19,8 @@ pub trait ReturnReads: Send {
         namespace: &str,
         now: Timestamp,
     ) -> Result<Vec<RoomId>>;
+    /// The session of a private id, by its digest.
+    async fn session(&mut self, pid: &str) -> Result<Option<Session>>;
 }
 
 #[async_trait]
@@ -35,6 +38,16 @@ pub trait ReturnWrites: Send {
         namespace: &str,
         now: Timestamp,
     ) -> Result<()>;
-    /// Deletes rooms of sockets lost before an instant, at most `limit`; says how many.
+    /// A socket of this run of the server goes on with a session, unless somebody has since it was
+    /// of that generation.
+    async fn take_session(
+        &mut self,
+        tenant: &TenantId,
+        pid: &str,
+        generation: i64,
+        connection: &ConnectionId,
+        node: &str,
+    ) -> Result<bool>;
+    /// Deletes sessions and rooms of sockets lost before an instant, at most `limit`; says how many.
     async fn forget_rooms(&mut self, before: Timestamp, limit: u32) -> Result<u64>;
 }

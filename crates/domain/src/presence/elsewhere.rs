@@ -125,6 +125,11 @@ impl Presence {
         let _ = self.shared.set(Shared { node, ring: Box::new(ring) });
     }
 
+    /// Whether there may be other nodes.
+    pub fn is_shared(&self) -> bool {
+        self.shared.get().is_some()
+    }
+
     /// What the other nodes have not been told, at most so many.
     pub fn untold(&self, limit: usize) -> Vec<Change> {
         let mut state = self.lock();

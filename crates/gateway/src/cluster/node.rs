@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use carillon_domain::{RoomId, contract::ALL_PATHS, contract::find_event};
+use carillon_domain::{
+    Offset, RoomId,
+    contract::{ALL_PATHS, find_event},
+};
 use carillon_redis_adapter::{
     Broadcast, Value,
     cluster::{self, Member},
@@ -33,7 +36,14 @@ impl Node {
 
     /// An event of a server that is none of ours, or of an emitter.
     fn deliver_foreign(&self, gateway: &Gateway, broadcast: &wire::Broadcast) {
-        let Some((event, attachments)) = wire::for_clients(&broadcast.data) else { return };
+        let mut data = broadcast.data.clone();
+        // A client takes a text at the end for an offset, and could not recover by another.
+        if data.last().is_some_and(Value::is_str)
+            && let Some(Offset(offset)) = gateway.fanout.position(self.peers.names.shared_tenant())
+        {
+            data.push(offset.to_string().into());
+        }
+        let Some((event, attachments)) = wire::for_clients(&data) else { return };
         let (rooms, except) = self.peers.names.rooms(&broadcast.to);
         let name = broadcast.data.first().and_then(Value::as_str).unwrap_or_default();
         let mut paths = paths_of(&broadcast.namespace);

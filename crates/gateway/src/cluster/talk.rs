@@ -11,7 +11,7 @@ use std::{
 };
 
 use carillon_domain::{
-    RoomId, TenantId, UserId,
+    ConnectionId, RoomId, TenantId, UserId,
     presence::elsewhere::{Change, NodeId},
 };
 use carillon_redis_adapter::cluster::Cluster;
@@ -54,6 +54,8 @@ pub enum What {
     Bye,
     /// Every socket of the user is disconnected for good.
     Cut(TenantId, UserId),
+    /// Another socket goes on in place of the user's one of that id.
+    Supersede(TenantId, UserId, ConnectionId),
     /// No socket of the user hears the room any more.
     Expel(TenantId, UserId, RoomId),
     /// Those who look at boards are shown them again.
@@ -234,6 +236,7 @@ impl Talk {
             }
             What::Bye => {}
             What::Cut(tenant, user) => gateway.fanout.cut_user(&tenant, &user),
+            What::Supersede(tenant, user, id) => gateway.fanout.supersede(&tenant, &user, &id),
             What::Expel(tenant, user, room) => gateway.fanout.expel(&tenant, &user, &room),
             What::ShowBoards(tenant) => gateway.fanout.boards.show_again(&tenant),
         }

@@ -286,7 +286,7 @@ mod tests {
     fn a_connect_reply_carries_the_public_id() {
         let connection = Connection::new(None, true);
         let sid = Sid::new();
-        connection.rename("/chat", sid, "abcdefghijklmnopqrst");
+        connection.rename("/chat", sid, "abcdefghijklmnopqrst", None);
         let body = format!("2\u{1e}40/chat,{{\"sid\":\"{sid}\"}}\u{1e}42[\"x\",{{}}]");
         assert_eq!(
             renamed(&connection, body.into()),

@@ -314,8 +314,8 @@ mod tests {
         for pipe in [1, 3, 7, 64, 4_096] {
             let (mut ours, mut theirs, connection) = stream(pipe);
             let sid = socketioxide::socket::Sid::new();
-            connection.rename("/", sid, "abcdefghijklmnopqrst");
-            connection.rename("/chat", sid, "abcdefghijklmnopqrst");
+            connection.rename("/", sid, "abcdefghijklmnopqrst", None);
+            connection.rename("/chat", sid, "abcdefghijklmnopqrst", None);
             let mut sent = frame(b"0{\"upgrades\":[]}");
             sent.extend(frame(format!("40/chat,{{\"sid\":\"{sid}\"}}").as_bytes()));
             sent.extend(frame(b"42[\"x\",{}]"));

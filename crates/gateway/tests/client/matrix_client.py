@@ -27,7 +27,8 @@ def step(name, **told):
 def hears(client, event, namespace="/"):
     """What will be heard of an event, to be asked for one by one."""
     heard = queue.Queue()
-    client.on(event, lambda payload: heard.put(payload), namespace=namespace)
+    # A durable event ends in an offset.
+    client.on(event, lambda payload, *offset: heard.put(payload), namespace=namespace)
     return lambda: heard.get(timeout=WAIT)
 
 

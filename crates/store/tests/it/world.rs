@@ -20,6 +20,7 @@ use carillon_domain::{
     leaderboard,
     ports::{Admission, Clock, Credentials, Ids, Store as _},
     presence::Presence,
+    recovery,
 };
 use carillon_store::{Opener, SqlStore};
 use serde_json::{Value, value::RawValue};
@@ -83,6 +84,7 @@ impl World {
             refusals: Refusals::default(),
             exams: exam::State::new(exam_settings(), Timestamp(0)),
             leaderboard: leaderboard::Settings::default(),
+            recovery: recovery::Settings::default(),
         };
         Self { app, store, url, clock, _directory: directory }
     }

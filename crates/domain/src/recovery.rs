@@ -1,0 +1,202 @@
+//! Recovery of a connection's state: a client that lost its connection goes on as the same socket,
+//! with everything durable that it missed, and in its rooms.
+//!
+//! What is needed for that is written when a socket comes and when it joins, not when it is lost, so
+//! that it outlives a crash. The private id is the client's secret; only its digest is stored. A
+//! session is taken by a compare-and-set, so one loss has one heir, and goes on under the same id.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    chat::returning,
+    contract::{Event, EventRow, Everywhere, Scope, ToCaller, event},
+    dispatch::App,
+    ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
+    refusal::Refusal,
+};
+
+pub const EVENTS: &[EventRow] = &[event::<Resync>()];
+
+/// A client that missed more starts anew: reading its rooms is cheaper than hearing all of it.
+pub const MAX_MISSED: i64 = 5_000;
+/// The longest private id that is looked at; ours have 20 characters.
+const MAX_PID: usize = 128;
+
+/// What an operator decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long a lost socket may come back; `None`: not at all.
+    pub window: Option<Duration>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { window: Some(Duration::from_mins(2)) }
+    }
+}
+
+/// What was kept cannot be gone on with: a client that knows reloads what it shows.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Resync {
+    pub reason: Reason,
+}
+
+/// Why a client has to start anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Nothing is known of the session, or somebody has gone on with it.
+    Unknown,
+    /// It was lost too long ago.
+    TooOld,
+    /// More was missed than is kept, or than is worth being told.
+    TooMuch,
+}
+
+impl Event for Resync {
+    type In = Everywhere;
+    type To = ToCaller;
+    const NAME: &'static str = "carillon:resync";
+}
+
+/// What a client shows to go on.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The digest of its private id.
+    pub pid: String,
+    /// The offset of the last durable event it heard; `None` when it has heard none.
+    pub offset: Option<Offset>,
+}
+
+impl Claim {
+    /// From the fields of a CONNECT; `None` where they are nothing of ours.
+    pub fn new(pid: &str, offset: Option<&str>) -> Option<Self> {
+        let offset = match offset {
+            Some(text) => Some(text.parse().ok().filter(|offset| *offset >= 0).map(Offset)?),
+            None => None,
+        };
+        (!pid.is_empty() && pid.len() <= MAX_PID).then(|| Self { pid: digest(pid), offset })
+    }
+}
+
+/// As a private id is stored.
+pub fn digest(pid: &str) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(64);
+    for byte in Sha256::digest(pid.as_bytes()) {
+        // Writing into memory does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// What is kept of a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    pub tenant: TenantId,
+    pub user: UserId,
+    pub namespace: String,
+    pub connection: ConnectionId,
+    /// Raised whenever somebody goes on with it.
+    pub generation: i64,
+    /// Everything durable after this may have been sent to it.
+    pub since: Offset,
+    /// When it was lost; `None` while it is there, for all that is known.
+    pub lost_at: Option<Timestamp>,
+    /// The chat rooms it was in, and up to where each was shown when it joined.
+    pub rooms: Vec<(RoomId, Offset)>,
+}
+
+/// A session to go on with.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    pub connection: ConnectionId,
+    /// Everything durable after this is to be sent.
+    pub after: Offset,
+    pub rooms: Vec<(RoomId, Offset)>,
+}
+
+/// Looks for the session of a claim, of this user and in this namespace.
+pub async fn find(
+    app: &App,
+    (tenant, user, namespace): (&TenantId, &UserId, &str),
+    claim: &Claim,
+) -> Result<Result<Session, Reason>, Refusal> {
+    let Some(window) = app.recovery.window else { return Ok(Err(Reason::Unknown)) };
+    // What this node knows and has not written is part of it.
+    returning::write(app).await?;
+    let mut reads = app.store.read().await?;
+    let session = reads.session(&claim.pid).await?;
+    let is_theirs = |session: &Session| {
+        (&session.tenant, &session.user, session.namespace.as_str()) == (tenant, user, namespace)
+    };
+    let Some(session) = session.filter(is_theirs) else { return Ok(Err(Reason::Unknown)) };
+    if session.lost_at.is_some_and(|lost| lost.after(window) < app.clock.now()) {
+        return Ok(Err(Reason::TooOld));
+    }
+    let after = after(&session, claim);
+    let head = reads.head(tenant).await?;
+    if after > head {
+        // The counter has gone back, or the offset is made up.
+        return Ok(Err(Reason::Unknown));
+    }
+    let next = reads.published_after(tenant, after, 1).await?;
+    let is_kept = after == head || next.first().is_some_and(|next| next.offset.0 == after.0 + 1);
+    if head.0 - after.0 > MAX_MISSED || !is_kept {
+        return Ok(Err(Reason::TooMuch));
+    }
+    Ok(Ok(session))
+}
+
+fn after(session: &Session, claim: &Claim) -> Offset {
+    claim.offset.map_or(session.since, |offset| offset.max(session.since))
+}
+
+/// Goes on with a session; `None` when somebody else has meanwhile. Rooms that its user has left or
+/// was put out of are not among those gone on with.
+pub async fn take(
+    app: &App,
+    session: Session,
+    claim: &Claim,
+) -> Result<Option<Recovered>, Refusal> {
+    // The loss of the older socket, if it was here.
+    returning::write(app).await?;
+    let after = after(&session, claim);
+    let Session { tenant, user, connection, rooms, generation, .. } = session;
+    let mut tx = app.store.begin(&tenant, Scope::Rows).await?;
+    let node = app.returning.node();
+    if !tx.take_session(&tenant, &claim.pid, generation, &connection, node).await? {
+        return Ok(None);
+    }
+    let mut kept = Vec::with_capacity(rooms.len());
+    for (room, shown) in rooms {
+        if tx.is_member(&tenant, &room, &user).await? {
+            kept.push((room, shown));
+        }
+    }
+    tx.commit().await?;
+    Ok(Some(Recovered { connection, after, rooms: kept }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_read_or_is_none() {
+        let claim = Claim::new("secret", Some("17")).unwrap();
+        assert_eq!(claim.offset, Some(Offset(17)));
+        assert_eq!(claim.pid.len(), 64);
+        assert_ne!(claim.pid, Claim::new("Secret", None).unwrap().pid);
+        for (pid, offset) in
+            [("", None), ("p", Some("")), ("p", Some("-1")), ("p", Some("1.5")), ("p", Some("x"))]
+        {
+            assert!(Claim::new(pid, offset).is_none(), "{pid} {offset:?}");
+        }
+        assert!(Claim::new(&"p".repeat(129), None).is_none());
+    }
+}

@@ -1,0 +1,190 @@
+// Who loses the connection goes on as the same socket, with everything that was missed.
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { DATABASES, Person, POSTGRES, eventually, pause, silent, story, token, within } from "./harness.mjs";
+import { together } from "./cluster.mjs";
+import { Raw } from "./raw.mjs";
+
+const COMES_BACK = { reconnection: true, reconnectionDelay: 100, reconnectionDelayMax: 300 };
+const POLLING = { ...COMES_BACK, transports: ["polling"] };
+
+/** Breaks the link as a network would. */
+function cutsOff(person) {
+  const { engine } = person.socket.io;
+  const gone = once(person.socket, "disconnect");
+  if (engine.transport.name === "websocket") engine.transport.ws.terminate?.() ?? engine.transport.ws.close();
+  else engine.transport.doClose = () => {};
+  engine.onError?.("cut") ?? engine._onError("cut");
+  return gone;
+}
+
+const says = (person, message) => person.asks("send-message", { roomId: "algebra", message });
+const told = (person) => person.unheard("receive-message").map((message) => message.message);
+
+for (const options of [COMES_BACK, POLLING]) {
+  const how = options.transports?.[0] ?? "websocket";
+  story(`a client goes on as the same socket over ${how}`, { on: DATABASES }, async (world) => {
+    const ana = await world.person("ana", options);
+    const ben = await world.person("ben");
+    for (const person of [ana, ben]) await person.joins("algebra");
+    const { id } = ana.socket;
+    await says(ben, "before");
+    await ana.hears("receive-message");
+    for (let round = 0; round < 3; round += 1) {
+      const back = once(ana.socket, "connect");
+      ana.forget();
+      await cutsOff(ana);
+      for (const message of ["one", "two", "three"]) await says(ben, message);
+      await within(5000, "Ana is back", back);
+      assert.deepEqual([ana.socket.recovered, ana.socket.id], [true, id]);
+      await says(ben, "live");
+      await eventually("all is heard", () => told(ana).length >= 4);
+      assert.deepEqual(told(ana), ["one", "two", "three", "live"]);
+      assert.equal((await says(ana, "still in the room")).ok, true);
+      assert.deepEqual(ana.unheard("room-joined"), []);
+      assert.deepEqual(ana.unheard("carillon:resync"), []);
+      await ana.hears("receive-message", (e) => e.message === "still in the room");
+    }
+  });
+}
+
+story("a client that has heard nothing yet goes on, too", {}, async (world) => {
+  const ana = await world.person("ana", COMES_BACK);
+  const { id } = ana.socket;
+  await pause(300);
+  const back = once(ana.socket, "connect");
+  await cutsOff(ana);
+  await within(5000, "Ana is back", back);
+  assert.deepEqual([ana.socket.recovered, ana.socket.id], [true, id]);
+});
+
+story("a server that is killed is gone on with", { on: DATABASES }, async (world) => {
+  const ana = await world.person("ana", COMES_BACK);
+  const ben = await world.person("ben", COMES_BACK);
+  for (const person of [ana, ben]) await person.joins("algebra");
+  await says(ben, "before");
+  await ana.hears("receive-message");
+  await pause(300);
+  const { id } = ana.socket;
+  const back = [ana, ben].map((person) => once(person.socket, "connect"));
+  await world.server.kill();
+  await world.server.restart();
+  await within(8000, "both are back", Promise.all(back));
+  assert.deepEqual([ana.socket.recovered, ana.socket.id], [true, id]);
+  await says(ben, "after");
+  assert.equal((await ana.hears("receive-message", (e) => e.message === "after")).message, "after");
+  await silent("receive-message", ana);
+});
+
+together("a client of a node that is killed goes on at another one, again and again", { nodes: 3 }, async (cluster) => {
+  // A balancer that sends to whoever is there.
+  const net = await import("node:net");
+  let to = 0;
+  const balancer = net.createServer((socket) => {
+    const behind = net.connect(cluster.nodes[to].port, "127.0.0.1");
+    socket.pipe(behind).pipe(socket);
+    for (const one of [socket, behind]) one.on("error", () => {}).on("close", () => [socket, behind].forEach((s) => s.destroy()));
+  }).listen(0, "127.0.0.1");
+  await once(balancer, "listening");
+  cluster.keep({ dispose: () => balancer.close() });
+  const url = `http://127.0.0.1:${balancer.address().port}`;
+  const ana = await Person.connect({ url }, "ana", COMES_BACK);
+  cluster.keep({ dispose: () => ana.leaves() });
+  const ben = await cluster.person(2, "ben");
+  for (const person of [ana, ben]) await person.joins("algebra");
+  await says(ben, "before");
+  await ana.hears("receive-message");
+  const { id } = ana.socket;
+  for (const [from, next] of [[0, 1], [1, 2]]) {
+    await pause(400);
+    ana.forget();
+    const back = once(ana.socket, "connect");
+    to = next;
+    await cluster.nodes[from].kill();
+    for (const message of ["one", "two"]) await says(ben, message);
+    await within(8000, "Ana is back", back);
+    assert.deepEqual([ana.socket.recovered, ana.socket.id], [true, id]);
+    await says(ben, "live");
+    await eventually("all is heard", () => told(ana).length >= 3);
+    assert.deepEqual(told(ana), ["one", "two", "live"]);
+  }
+});
+
+/** A socket by hand: what a client sends and gets on CONNECT. */
+async function enters(server, user, auth = {}, path = "") {
+  const raw = await Raw.open(server);
+  raw.send(`40${path}${JSON.stringify({ token: token(user), ...auth })}`);
+  const reply = await raw.next(`40${path}`);
+  return { raw, ...JSON.parse(reply.slice(2 + path.length)) };
+}
+
+story("a session is one user's, goes to one heir, and cannot be guessed", {}, async ({ server }) => {
+  const ana = await enters(server, "ana");
+  assert.match(ana.pid, /^[\w-]{20}$/);
+  assert.notEqual(ana.pid, ana.sid);
+  await pause(300);
+  const eve = await enters(server, "eve", { pid: ana.pid });
+  assert.notEqual(eve.pid, ana.pid);
+  assert.notEqual(eve.sid, ana.sid);
+  assert.match(await eve.raw.next("42"), /^42\["carillon:resync",\{"reason":"unknown"\}\]$/);
+  for (const auth of [{ pid: ana.sid }, { pid: 7 }, { pid: "" }, { pid: ana.pid, offset: "x" }, { pid: ana.pid, offset: "999999" }, { pid: ana.pid, offset: 3 }].slice(0, 5)) {
+    const other = await enters(server, "ana", auth);
+    assert.notEqual(other.sid, ana.sid, JSON.stringify(auth));
+    other.raw.close();
+  }
+  // The older socket is closed first.
+  const heir = await enters(server, "ana", { pid: ana.pid });
+  assert.deepEqual([heir.sid, heir.pid], [ana.sid, ana.pid]);
+  assert.equal(await ana.raw.next("41"), "41");
+  // Two at once: one of them goes on.
+  const both = await Promise.all([0, 1].map(() => enters(server, "ana", { pid: ana.pid })));
+  assert.equal(both.filter(({ sid }) => sid === ana.sid).length >= 1, true);
+});
+
+story("who has closed the socket, or was away too long, starts anew and is told", { env: { CARILLON_RECOVERY__WINDOW: "1s" } }, async ({ server }) => {
+  const ana = await enters(server, "ana");
+  await pause(300);
+  ana.raw.send("41");
+  await pause(300);
+  const again = await enters(server, "ana", { pid: ana.pid });
+  assert.notEqual(again.sid, ana.sid);
+  assert.match(await again.raw.next("42"), /"unknown"/);
+  again.raw.close();
+  await pause(1800);
+  const late = await enters(server, "ana", { pid: again.pid });
+  assert.notEqual(late.sid, again.sid);
+  assert.match(await late.raw.next("42"), /"too_old"/);
+});
+
+story("who was put out of a room meanwhile is not in it any more", {}, async (world) => {
+  const ana = await world.person("ana");
+  const { group } = await ana.asks("study-group-create", { name: "Evenings" });
+  const groupId = group.id;
+  const ben = await world.person("ben", COMES_BACK);
+  await ben.asks("study-group-join", { groupId });
+  await ana.asks("study-group-message", { groupId, message: "for both" });
+  await ben.hears("receive-message");
+  await pause(300);
+  const back = once(ben.socket, "connect");
+  ben.forget();
+  await cutsOff(ben);
+  await ana.asks("study-group-message", { groupId, message: "still for both" });
+  const kicked = await ana.asks("study-group-kick", { groupId, userId: "ben" });
+  assert.equal(kicked.ok, true);
+  await ana.asks("study-group-message", { groupId, message: "not for Ben" });
+  await within(5000, "Ben is back", back);
+  assert.equal(ben.socket.recovered, true);
+  await ben.settled();
+  assert.deepEqual(told(ben), ["still for both"]);
+});
+
+story("switched off, the handshake carries nothing but the id", { env: { CARILLON_RECOVERY__ENABLED: "false" } }, async (world) => {
+  const raw = await Raw.open(world.server);
+  raw.send(`40${JSON.stringify({ token: token("ana"), pid: "x", offset: "1" })}`);
+  assert.match(await raw.next("40"), /^40\{"sid":"[\w-]{20}"\}$/);
+  const ben = await world.person("ben");
+  await ben.joins("algebra");
+  const heard = new Promise((resolve) => ben.socket.once("receive-message", (...args) => resolve(args)));
+  await says(ben, "hello");
+  assert.equal((await heard).length, 1);
+});
