@@ -6,6 +6,8 @@ use carillon_domain::{
     contract::Scope,
     ports::{ClusterNode, Store as _},
 };
+use carillon_store::{Opener, SqlStore};
+use sqlx::Connection as _;
 
 use crate::world::{World, tenant};
 
@@ -69,5 +71,24 @@ async fn a_node_that_is_silent_is_not_found_and_later_forgotten() {
         // What was only silent comes back with all it had.
         note(&world, &node("aaaaaa", "aaaaaa")).await;
         assert_eq!(tags(&world, LONG).await, ["aaaaaa", "bbbbbb"]);
+    }
+}
+
+/// Longer than a lock is waited for elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_start_together_take_turns_to_migrate() {
+    for world in World::each().await {
+        if world.is_sqlite() {
+            continue;
+        }
+        let mut first = sqlx::PgConnection::connect(&world.url).await.unwrap();
+        let turn = "SELECT pg_advisory_lock(x'636172696c6c6f6e'::bigint)";
+        sqlx::query(turn).execute(&mut first).await.unwrap();
+        let second = SqlStore::open(&world.url, Opener::Tool).await.unwrap();
+        let mut migrated = std::pin::pin!(second.migrate());
+        let waited = tokio::time::timeout(Duration::from_secs(3), migrated.as_mut()).await;
+        assert!(waited.is_err(), "it is not its turn");
+        first.close().await.unwrap();
+        migrated.await.unwrap();
     }
 }
