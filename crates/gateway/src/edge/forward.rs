@@ -5,6 +5,7 @@
 //! clients come back at once with a new session.
 
 use std::{
+    convert::Infallible,
     error::Error as _,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -115,10 +116,13 @@ impl Forwarder {
         &self,
         request: Request<Body>,
         path: &str,
+        transport: &str,
         (tag, sid): (&str, Sid),
     ) -> Result<Response<Body>, EngineError> {
-        let is_upgrade = request.headers().contains_key(header::SEC_WEBSOCKET_KEY);
-        let transport = if is_upgrade { "websocket" } else { "polling" };
+        if !matches!(*request.method(), Method::GET | Method::POST) {
+            return Err(EngineError::BadRequest);
+        }
+        let is_upgrade = transport == "websocket";
         let target = format!("{path}?EIO=4&transport={transport}&sid={tag}.{sid}");
         // Whoever passed it on was mistaken about us; it does not travel any further.
         let found = if request.headers().contains_key(HANDOVER) {
@@ -153,16 +157,16 @@ impl Forwarder {
         let is_poll = head.method == Method::GET;
         let body = if head.method == Method::POST { body } else { Body::empty() };
         let handed = hand_over(&head, body, owner, target).ok_or(Failure::Unknown)?;
-        let recalled = async {
-            if is_poll {
-                self.recall(&head, owner, target).await;
+        let answered = self.send(handed);
+        let answer = if is_poll {
+            tokio::select! {
+                answer = answered => answer?,
+                never = self.recall(&head, owner, target) => match never {},
             }
-            std::future::pending::<()>().await;
+        } else {
+            answered.await?
         };
-        tokio::select! {
-            answer = self.send(handed) => Ok(told(answer?.map(Body::new))),
-            () = recalled => Err(Failure::Slow),
-        }
+        Ok(told(answer.map(Body::new)))
     }
 
     async fn tunnel(
@@ -208,12 +212,14 @@ impl Forwarder {
 
     /// When this node goes away, the owner is asked to answer the poll at once: the session goes on,
     /// and the client's next poll takes another way.
-    async fn recall(&self, head: &Parts, owner: &Owner, target: &str) {
+    async fn recall(&self, head: &Parts, owner: &Owner, target: &str) -> Infallible {
         self.stop.cancelled().await;
-        while let Some(mut recall) = hand_over(head, Body::empty(), owner, target) {
-            *recall.method_mut() = Method::DELETE;
-            // The poll itself says whether that has been of any use.
-            let _ = timeout(CONNECT, self.client.send(recall)).await;
+        loop {
+            if let Some(mut recall) = hand_over(head, Body::empty(), owner, target) {
+                *recall.method_mut() = Method::DELETE;
+                // The poll itself says whether that has been of any use.
+                let _ = timeout(CONNECT, self.client.send(recall)).await;
+            }
             sleep(RECALL).await;
         }
     }

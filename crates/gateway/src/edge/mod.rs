@@ -166,7 +166,7 @@ impl<E: Engine> Edge<E> {
         let sid = match (query.sid, &self.forwarder) {
             (Some(id), Some(forwarder)) => match forwarder.nodes.whose(id) {
                 Whose::Theirs(tag, sid) => {
-                    return forwarder.pass(request, E::PATH, (tag, sid)).await;
+                    return forwarder.pass(request, E::PATH, query.transport, (tag, sid)).await;
                 }
                 Whose::Ours(sid) => {
                     // The engine does not know that there are others.

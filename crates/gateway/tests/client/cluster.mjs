@@ -19,13 +19,15 @@ export function tagOf(server) {
 /** Sends each request, and each WebSocket, to the next node: no cookies, no addresses. */
 export class Balancer {
   #next = 0;
-  #http = new http.Agent({ keepAlive: true });
-  #https = new https.Agent({ keepAlive: true, rejectUnauthorized: false });
+  // A node closes what is idle for 30 s; used just then, a connection fails.
+  #http = new http.Agent({ keepAlive: true, timeout: 10_000 });
+  #https = new https.Agent({ keepAlive: true, timeout: 10_000, rejectUnauthorized: false });
   #sockets = new Set();
 
   static async over(nodes) {
     const balancer = new Balancer(nodes);
-    balancer.server.listen(0, "127.0.0.1");
+    // Clients, balancer and stories share one thread: whoever connects may have to wait.
+    balancer.server.listen({ host: "127.0.0.1", port: 0, backlog: 4096 });
     await once(balancer.server, "listening");
     balancer.url = `http://127.0.0.1:${balancer.server.address().port}`;
     return balancer;
@@ -37,7 +39,10 @@ export class Balancer {
     this.requests = new Map(nodes.map((node) => [node, 0]));
     this.refusals = [];
     this.server = http.createServer((request, response) => {
-      this.#pass(request, response).catch(() => response.destroy());
+      this.#pass(request, response).catch((error) => {
+        this.refusals.push({ status: 0, text: `${error}`, method: request.method, url: request.url });
+        response.destroy();
+      });
     });
     this.server.keepAliveTimeout = 60_000;
     this.server.on("upgrade", (request, socket, head) => this.#tunnel(request, socket, head));
@@ -78,7 +83,11 @@ export class Balancer {
           response.writeHead(answer.statusCode, answer.headers).end(text);
         } else {
           response.writeHead(answer.statusCode, answer.headers);
-          answer.on("error", () => response.destroy()).pipe(response);
+          answer.on("error", (error) => {
+            if (response.destroyed) return;
+            this.refusals.push({ node, status: answer.statusCode, text: `broken off: ${error.code}`, method: request.method, url: request.url });
+            response.destroy();
+          }).pipe(response);
         }
         return;
       } catch (error) {
