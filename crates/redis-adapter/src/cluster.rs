@@ -55,19 +55,14 @@ pub trait Member: Send + Sync {
     ) -> usize;
 }
 
-/// A socket as Node describes it, without headers and without what it authenticated by.
-pub fn detail(
-    id: &str,
-    rooms: &[String],
-    connected: jiff::Timestamp,
-    address: &str,
-    data: Value,
-) -> Value {
+/// A socket as Node describes it, without what is nobody else's business: headers, address, and
+/// what it authenticated by.
+pub fn detail(id: &str, rooms: &[String], connected: jiff::Timestamp, data: Value) -> Value {
     let text = |text: &str| Value::from(text);
     let handshake = [
         ("headers", Value::Map(Vec::new())),
         ("time", Value::from(connected.strftime("%a %b %d %Y %H:%M:%S GMT+0000").to_string())),
-        ("address", text(address)),
+        ("address", text("")),
         ("xdomain", false.into()),
         ("secure", false.into()),
         ("issued", connected.as_millisecond().into()),

@@ -58,6 +58,13 @@ pub struct Counters {
     pub malformed: AtomicU64,
 }
 
+impl Counters {
+    /// Something was said that makes no sense.
+    pub fn count_malformed(&self) {
+        count(&self.malformed);
+    }
+}
+
 /// A message that came on one of our channels.
 #[derive(Debug)]
 pub struct Incoming {

@@ -29,6 +29,8 @@ use socketioxide_core::{
 pub struct Broadcast {
     /// `["name",{…}]`
     pub event: Str,
+    /// What is binary in it, in the order of its placeholders.
+    pub attachments: Vec<Bytes>,
     /// The namespaces that carry it.
     pub paths: &'static [&'static str],
     /// Sockets in any of these rooms, each once.
@@ -53,6 +55,17 @@ pub fn event_frame(path: &str, event: &str) -> Bytes {
     frame("42", path, event)
 }
 
+/// The frames of an event with binary in it: its text, and then each attachment.
+fn binary_frames(path: &str, event: &str, attachments: &[Bytes]) -> Bytes {
+    let mut frames = frame(&format!("45{}-", attachments.len()), path, event).to_vec();
+    for attachment in attachments {
+        frames.push(0x82);
+        put_length(&mut frames, attachment.len());
+        frames.extend_from_slice(attachment);
+    }
+    frames.into()
+}
+
 /// The frame that answers a client's event of that number.
 pub fn ack_frame(path: &str, id: i64, reply: &str) -> Bytes {
     frame("43", path, &format!("{id}[{reply}]"))
@@ -63,7 +76,15 @@ fn frame(kind: &str, path: &str, rest: &str) -> Bytes {
     let length = kind.len() + path.len() + comma.len() + rest.len();
     let mut frame = Vec::with_capacity(length + 10);
     frame.push(0x81);
-    // RFC 6455, section 5.2.
+    put_length(&mut frame, length);
+    for part in [kind, path, comma, rest] {
+        frame.extend_from_slice(part.as_bytes());
+    }
+    frame.into()
+}
+
+/// RFC 6455, section 5.2.
+fn put_length(frame: &mut Vec<u8>, length: usize) {
     match (u8::try_from(length), u16::try_from(length)) {
         (Ok(short @ 0..=125), _) => frame.push(short),
         (_, Ok(medium)) => {
@@ -75,10 +96,6 @@ fn frame(kind: &str, path: &str, rest: &str) -> Bytes {
             frame.extend((length as u64).to_be_bytes());
         }
     }
-    for part in [kind, path, comma, rest] {
-        frame.extend_from_slice(part.as_bytes());
-    }
-    frame.into()
 }
 
 /// The adapters of this node's namespaces.
@@ -105,22 +122,39 @@ impl<E: SocketEmitter> Hub<E> {
             let mut options = BroadcastOptions::default();
             options.rooms.extend(broadcast.rooms.iter().cloned());
             options.except.extend(broadcast.except.iter().cloned());
-            view.deliver(broadcast.event.clone(), options);
+            view.deliver(&broadcast.event, &broadcast.attachments, options);
         }
     }
 
     /// Delivers to one socket.
     pub fn send(&self, path: &str, socket: Sid, event: &Str) {
         for view in self.views(|of| of == path) {
-            view.deliver(event.clone(), BroadcastOptions::new(socket));
+            view.deliver(event, &[], BroadcastOptions::new(socket));
         }
     }
 
     /// Delivers to one socket, through the engine whatever the connection is.
     pub fn send_by_engine(&self, path: &str, socket: Sid, event: &Str) {
         for view in self.views(|of| of == path) {
-            view.by_engine(event.clone(), BroadcastOptions::new(socket));
+            view.by_engine(event, &[], BroadcastOptions::new(socket));
         }
+    }
+
+    /// The sockets of a namespace that are in any of some rooms and in none of others, each once.
+    pub fn sockets(&self, path: &str, rooms: &[Room], except: &[Room]) -> Vec<Sid> {
+        let mut options = BroadcastOptions::default();
+        options.rooms.extend(rooms.iter().cloned());
+        options.except.extend(except.iter().cloned());
+        let views = self.views(|of| of == path);
+        views.iter().flat_map(|view| view.local.sockets(options.clone())).collect()
+    }
+
+    /// The rooms of a namespace.
+    pub fn rooms(&self, path: &str) -> Vec<Room> {
+        let mut options = BroadcastOptions::default();
+        options.add_flag(BroadcastFlags::Broadcast);
+        let views = self.views(|of| of == path);
+        views.iter().flat_map(|view| view.local.rooms(options.clone())).collect()
     }
 
     /// The connections that have a socket in the room, in any namespace.
@@ -164,32 +198,39 @@ impl<E: SocketEmitter> fmt::Debug for NodeAdapter<E> {
 }
 
 impl<E: SocketEmitter> NodeAdapter<E> {
-    fn deliver(&self, event: Str, options: BroadcastOptions) {
+    fn deliver(&self, event: &Str, attachments: &[Bytes], options: BroadcastOptions) {
         let mut rest = self.local.sockets(options.clone());
         if rest.is_empty() {
             return;
         }
-        let frame = event_frame(self.local.path(), &event);
+        let path = self.local.path();
+        let frame = if attachments.is_empty() {
+            event_frame(path, event)
+        } else {
+            binary_frames(path, event, attachments)
+        };
         let all = rest.len();
         rest.retain(|socket| {
-            let mut by_engine = || self.by_engine(event.clone(), BroadcastOptions::new(*socket));
+            let to = BroadcastOptions::new(*socket);
+            let mut by_engine = || self.by_engine(event, attachments, to.clone());
             !self.hub.tap.express(*socket, &frame, &mut by_engine)
         });
         for socket in &rest {
-            self.hub.tap.queued(*socket, event.len());
+            self.hub.tap.queued(*socket, frame.len());
         }
         if rest.len() == all {
             // Encoded once for all of them.
-            self.by_engine(event, options);
+            self.by_engine(event, attachments, options);
             return;
         }
         for socket in rest {
-            self.by_engine(event.clone(), BroadcastOptions::new(socket));
+            self.by_engine(event, attachments, BroadcastOptions::new(socket));
         }
     }
 
-    fn by_engine(&self, event: Str, options: BroadcastOptions) {
-        let packet = Packet::event(self.local.path().clone(), Value::Str(event, None));
+    fn by_engine(&self, event: &Str, attachments: &[Bytes], options: BroadcastOptions) {
+        let attached = (!attachments.is_empty()).then(|| attachments.iter().cloned().collect());
+        let packet = Packet::event(self.local.path().clone(), Value::Str(event.clone(), attached));
         // A queue never fills: a connection is closed by the bytes it holds unsent long before.
         // What fails here is a socket that is closing, and its client will ask for what it missed.
         if let Err(failed) = self.local.broadcast(packet, options) {

@@ -11,7 +11,7 @@ import path from "node:path";
 import { test } from "node:test";
 import { buffer } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
-import { clusterStory, tagOf } from "./cluster.mjs";
+import { clusterStory, tagOf } from "./balancer.mjs";
 import { Person, Server, eventually, pause, token } from "./harness.mjs";
 import { Polling } from "./raw.mjs";
 

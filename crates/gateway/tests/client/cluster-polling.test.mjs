@@ -6,8 +6,9 @@ import http from "node:http";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { monitorEventLoopDelay } from "node:perf_hooks";
 import { after, test } from "node:test";
-import { ADVERTISED, Balancer, clusterStory, tagOf } from "./cluster.mjs";
+import { ADVERTISED, Balancer, clusterStory, tagOf } from "./balancer.mjs";
 import { POSTGRES, Person, Server, eventually, freshPostgres, pause, story, token, within } from "./harness.mjs";
 import { Polling } from "./raw.mjs";
 
@@ -319,6 +320,8 @@ test(`${clients} clients poll round robin for ${seconds} s, and nothing is lost`
   let balancer;
   // As browsers: not every request opens a connection.
   const agent = new http.Agent({ keepAlive: true, timeout: 10_000 });
+  const lag = monitorEventLoopDelay();
+  lag.enable();
   const people = [];
   try {
     while (nodes.length < 3) nodes.push(await Server.start({ databaseUrl, env: { ...ADVERTISED, ...BUSY } }));
@@ -330,7 +333,7 @@ test(`${clients} clients poll round robin for ${seconds} s, and nothing is lost`
     }
     const until = Date.now() + seconds * 1000;
     // A message from each of them every so often; the first ones spread over that time.
-    const every = Math.max(1000, clients * 20);
+    const every = Math.max(1000, clients * 30);
     const waits = [];
     await Promise.all(people.map(async (person, index) => {
       await pause((every * index) / clients);
@@ -354,10 +357,12 @@ test(`${clients} clients poll round robin for ${seconds} s, and nothing is lost`
     waits.sort((one, other) => one - other);
     const at = (share) => waits[Math.floor((waits.length - 1) * share)];
     const requests = [...balancer.requests.values()];
-    t.diagnostic(`${waits.length} messages, ${requests.join(" + ")} requests; answered after ${at(0.5)} ms, 99 %: ${at(0.99)} ms, at most ${at(1)} ms`);
+    t.diagnostic(`${waits.length} messages, ${requests.join(" + ")} requests; answered after ${at(0.5)} ms, 99 %: ${at(0.99)} ms, at most ${at(1)} ms; this thread was late by ${Math.round(lag.percentile(99) / 1e6)} ms (99 %)`);
   } catch (error) {
     for (const node of nodes) console.error(node.log.filter((line) => !line.includes('"INFO"')).slice(-10).join("\n"));
-    console.error(balancer?.refusals.slice(-10));
+    console.error(balancer?.refusals.slice(-10).map(({ status, text, method }) => `${method} ${status} ${text}`).join("\n"));
+    for (const node of nodes) console.error((await node.metrics()).filter((line) => /^carillon_(closed|forwarded|commands)_total/.test(line)).join("\n"));
+    console.error(`this thread was late by ${Math.round(lag.percentile(99) / 1e6)} ms, at most ${Math.round(lag.max / 1e6)} ms`);
     throw error;
   } finally {
     for (const person of people) person.leaves();

@@ -1,152 +1,195 @@
-// Several nodes on one database, and a balancer that knows nothing of sessions.
-import http from "node:http";
-import https from "node:https";
-import net from "node:net";
+// Several nodes, and what they meet at: a throw-away Redis and one PostgreSQL.
+import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { buffer } from "node:stream/consumers";
-import tls from "node:tls";
-import { POSTGRES, Server, story } from "./harness.mjs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { createServer } from "node:http";
+import net from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { test } from "node:test";
+import { createAdapter } from "@socket.io/redis-adapter";
+import { Emitter } from "@socket.io/redis-emitter";
+import { createClient } from "redis";
+import { Server as NodeIo } from "socket.io";
+import { Person, POSTGRES, Server, eventually } from "./harness.mjs";
 
-/** Reached where it listens. */
-export const ADVERTISED = { CARILLON_CLUSTER__ADVERTISE: "127.0.0.1" };
+/** Where there is no Redis, the stories about several nodes are skipped. */
+const redisServer = process.env.CARILLON_TEST_REDIS
+  ?? ["/usr/bin/redis-server", "/usr/local/bin/redis-server", "/usr/bin/valkey-server"].find(existsSync);
 
-/** The tag that a node's session ids begin with. */
-export function tagOf(server) {
-  const line = server.log.findLast((entry) => entry.includes('"message":"in the cluster"'));
-  return line && JSON.parse(line)["node.tag"];
+export async function freePort() {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  await once(server, "close");
+  return port;
 }
 
-/** Sends each request, and each WebSocket, to the next node: no cookies, no addresses. */
-export class Balancer {
-  #next = 0;
-  // A node closes what is idle for 30 s; used just then, a connection fails.
-  #http = new http.Agent({ keepAlive: true, timeout: 10_000 });
-  #https = new https.Agent({ keepAlive: true, timeout: 10_000, rejectUnauthorized: false });
-  #sockets = new Set();
-
-  static async over(nodes) {
-    const balancer = new Balancer(nodes);
-    // Clients, balancer and stories share one thread: whoever connects may have to wait.
-    balancer.server.listen({ host: "127.0.0.1", port: 0, backlog: 4096 });
-    await once(balancer.server, "listening");
-    balancer.url = `http://127.0.0.1:${balancer.server.address().port}`;
-    return balancer;
+/** A Redis of a test's own, with nothing in it; it keeps its port when it is started again. */
+export class Redis {
+  static async start() {
+    const redis = new Redis();
+    redis.directory = mkdtempSync(path.join(tmpdir(), "carillon-redis-"));
+    redis.port = await freePort();
+    await redis.launch();
+    return redis;
   }
 
-  constructor(nodes) {
-    this.nodes = [...nodes];
-    /** Requests by node, and what was refused. */
-    this.requests = new Map(nodes.map((node) => [node, 0]));
-    this.refusals = [];
-    this.server = http.createServer((request, response) => {
-      this.#pass(request, response).catch((error) => {
-        this.refusals.push({ status: 0, text: `${error}`, method: request.method, url: request.url });
-        response.destroy();
+  get url() {
+    return `redis://127.0.0.1:${this.port}`;
+  }
+
+  async launch(...args) {
+    this.child = spawn(
+      redisServer,
+      ["--port", this.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", this.directory, ...args],
+      { stdio: "ignore" },
+    );
+    this.exited = once(this.child, "exit");
+    await eventually("Redis answers", () => this.#isThere());
+  }
+
+  #isThere() {
+    return new Promise((resolve) => {
+      const socket = net.connect(this.port, "127.0.0.1");
+      socket.on("connect", () => socket.write("PING\r\n"));
+      socket.on("data", (data) => {
+        resolve(/PONG|NOAUTH/.test(data));
+        socket.destroy();
       });
-    });
-    this.server.keepAliveTimeout = 60_000;
-    this.server.on("upgrade", (request, socket, head) => this.#tunnel(request, socket, head));
-    this.server.on("connection", (socket) => {
-      this.#sockets.add(socket);
-      socket.on("close", () => this.#sockets.delete(socket));
+      socket.on("error", () => resolve(false));
     });
   }
 
-  /** Nothing new goes to that node. */
-  takeOut(node) {
-    this.nodes = this.nodes.filter((one) => one !== node);
+  /** A client of Node's, for a test to look or to publish with. */
+  async client() {
+    const client = createClient({ url: this.url });
+    client.on("error", () => {});
+    await client.connect();
+    return client;
   }
 
-  #pick() {
-    this.#next += 1;
-    const node = this.nodes[this.#next % this.nodes.length];
-    this.requests.set(node, this.requests.get(node) + 1);
+  async kill() {
+    this.child.kill("SIGKILL");
+    await this.exited;
+  }
+
+  freeze() {
+    this.child.kill("SIGSTOP");
+  }
+
+  thaw() {
+    this.child.kill("SIGCONT");
+  }
+
+  async dispose() {
+    this.thaw();
+    await this.kill();
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+/** A Node server in the same cluster, as its users would write it. */
+export class NodePeer {
+  static async start(redis, options = {}) {
+    const peer = new NodePeer();
+    peer.clients = [createClient({ url: redis.url }), createClient({ url: redis.url })];
+    for (const client of peer.clients) client.on("error", () => {});
+    await Promise.all(peer.clients.map((client) => client.connect()));
+    peer.http = createServer().listen(0, "127.0.0.1");
+    await once(peer.http, "listening");
+    peer.io = new NodeIo(peer.http, { adapter: createAdapter(...peer.clients, options) });
+    // Subscribed by then.
+    await eventually("the Node server is part of the cluster", async () => {
+      const [channel] = Object.values(await peer.clients[0].pubSubNumSub("socket.io-request#/#"));
+      return channel > 0;
+    });
+    return peer;
+  }
+
+  get url() {
+    return `http://127.0.0.1:${this.http.address().port}`;
+  }
+
+  async dispose() {
+    await this.io.close();
+    // What it unsubscribed from is answered first.
+    for (const client of this.clients) await client.close();
+  }
+}
+
+/** Nodes of ours on one database and one Redis, and people who connect to them. */
+export class Cluster {
+  #disposables = [];
+
+  static async start(database, { nodes = 2, redis, env = {}, ...options } = {}) {
+    const cluster = new Cluster();
+    cluster.redis = redis ?? cluster.keep(await Redis.start());
+    cluster.options = { ...(await database.fresh()), ...options, env: { REDIS_URL: cluster.redis.url, ...env } };
+    cluster.nodes = [];
+    for (let count = 0; count < nodes; count += 1) await cluster.add();
+    return cluster;
+  }
+
+  /** Disposed of with the cluster. */
+  keep(disposable) {
+    this.#disposables.push(disposable);
+    return disposable;
+  }
+
+  async add() {
+    const node = this.keep(await Server.start(this.options));
+    this.nodes.push(node);
+    if (!this.isRedisAway) await this.together();
     return node;
   }
 
-  async #pass(request, response) {
-    const body = await buffer(request);
-    const headers = { ...request.headers, "x-forwarded-for": request.socket.remoteAddress };
-    for (let tries = this.nodes.length; tries > 0; tries -= 1) {
-      const node = this.#pick();
-      const [module, agent] = node.scheme === "https" ? [https, this.#https] : [http, this.#http];
-      const passed = module.request(node.url + request.url, { method: request.method, headers, agent });
-      // Who leaves breaks off what was asked for them.
-      const leave = () => response.writableFinished || passed.destroy();
-      response.on("close", leave);
-      try {
-        passed.end(body);
-        const [answer] = await once(passed, "response");
-        if (answer.statusCode >= 400) {
-          const text = await buffer(answer);
-          this.refusals.push({ node, status: answer.statusCode, text: text.toString(), method: request.method, url: request.url });
-          response.writeHead(answer.statusCode, answer.headers).end(text);
-        } else {
-          response.writeHead(answer.statusCode, answer.headers);
-          answer.on("error", (error) => {
-            if (response.destroyed) return;
-            this.refusals.push({ node, status: answer.statusCode, text: `broken off: ${error.code}`, method: request.method, url: request.url });
-            response.destroy();
-          }).pipe(response);
-        }
-        return;
-      } catch (error) {
-        if (error.code === "ECONNREFUSED") continue;
-        this.refusals.push({ node, status: 502, text: error.code ?? error.message, method: request.method, url: request.url });
-        break;
-      } finally {
-        if (response.writableFinished) response.off("close", leave);
-      }
-    }
-    response.writeHead(502).end();
+  /** All nodes have heard of all others. */
+  async together(ms = 8000) {
+    await eventually("the nodes know each other", async () => {
+      const running = this.nodes.filter((node) => node.child.exitCode === null && node.child.signalCode === null);
+      const peers = await Promise.all(running.map((node) => node.metric("carillon_cluster_peers")));
+      return peers.every((count) => count >= running.length - 1);
+    }, ms);
   }
 
-  #tunnel(request, socket, head) {
-    const node = this.#pick();
-    const [host, port] = ["127.0.0.1", node.port];
-    const upstream = node.scheme === "https" ? tls.connect({ host, port, rejectUnauthorized: false }) : net.connect(port, host);
-    const lines = request.rawHeaders.flatMap((name, index, all) => (index % 2 ? [] : [`${name}: ${all[index + 1]}`]));
-    upstream.write([`GET ${request.url} HTTP/1.1`, ...lines, "", ""].join("\r\n"));
-    upstream.write(head);
-    socket.pipe(upstream).pipe(socket);
-    for (const [one, other] of [[socket, upstream], [upstream, socket]]) {
-      one.on("error", () => other.destroy()).on("close", () => other.destroy());
-    }
+  async person(node, id, options) {
+    const person = await Person.connect(this.nodes[node], id, options);
+    this.keep({ dispose: () => person.leaves() });
+    return person;
   }
 
-  /** Requests that found no session. */
-  get unknown() {
-    return this.refusals.filter(({ text }) => text.includes("Session ID unknown"));
+  async peer(options) {
+    return this.keep(await NodePeer.start(this.redis, options));
   }
 
-  close() {
-    for (const socket of this.#sockets) socket.destroy();
-    this.server.close();
-    this.#http.destroy();
-    this.#https.destroy();
+  async emitter() {
+    const client = await this.redis.client();
+    this.keep({ dispose: () => client.close() });
+    return new Emitter(client);
+  }
+
+  async dispose() {
+    for (const disposable of this.#disposables.reverse()) await disposable.dispose();
   }
 }
 
-/** A story of three nodes: `world.nodes`, the first of them `world.server`, and `world.balancer`. */
-export function clusterStory(title, { env = {}, nodes = 3, ...options }, run) {
-  const together = { ...ADVERTISED, ...env };
-  story(title, { on: POSTGRES, env: together, ...options }, async (world, t) => {
-    world.nodes = [world.server];
-    try {
-      while (world.nodes.length < nodes) {
-        const { databaseUrl, scheme } = world.server;
-        world.nodes.push(await Server.start({ databaseUrl, scheme, env: together }));
+/** A story about several nodes; on PostgreSQL, unless it says otherwise. */
+export function together(title, { on = POSTGRES, ...options }, run) {
+  if (on.length === 0) test(title, { skip: "no PostgreSQL" }, () => {});
+  const skip = redisServer ? false : "no Redis";
+  for (const database of on) {
+    test(title, { skip, timeout: 120_000 }, async (t) => {
+      const cluster = await Cluster.start(database, options);
+      try {
+        await run(cluster, t);
+      } catch (error) {
+        for (const [at, node] of cluster.nodes.entries()) console.error(`node ${at}:\n${node.log.slice(-12).join("\n")}`);
+        throw error;
+      } finally {
+        await cluster.dispose();
       }
-      world.balancer = await Balancer.over(world.nodes);
-      await run(world, t);
-    } catch (error) {
-      for (const node of world.nodes.slice(1)) console.error(node.log.slice(-20).join("\n"));
-      console.error(world.balancer?.refusals.slice(-10).map(({ status, text, method }) => `${method} ${status} ${text}`).join("\n"));
-      throw error;
-    } finally {
-      world.dispose();
-      world.balancer?.close();
-      for (const node of world.nodes.slice(1)) await node.dispose();
-    }
-  });
+    });
+  }
 }
