@@ -215,8 +215,10 @@ impl<E: SocketEmitter> NodeAdapter<E> {
             let mut by_engine = || self.by_engine(event, attachments, to.clone());
             !self.hub.tap.express(*socket, &frame, &mut by_engine)
         });
+        // Never more than what will be counted out, in whichever form it leaves.
+        let bytes = event.len() + attachments.iter().map(Bytes::len).sum::<usize>();
         for socket in &rest {
-            self.hub.tap.queued(*socket, frame.len());
+            self.hub.tap.queued(*socket, bytes);
         }
         if rest.len() == all {
             // Encoded once for all of them.
