@@ -30,6 +30,8 @@ use crate::{
     edge::{
         Edge,
         accept::{self, Entrance},
+        forward::Forwarder,
+        nodes::Nodes,
         tls::Certificates,
     },
     expiry::Expiries,
@@ -77,6 +79,8 @@ pub struct Node {
     router: Router,
     operations_router: Router,
     stop: CancellationToken,
+    /// Set in a cluster.
+    cluster: Option<Arc<Forwarder>>,
     gateway: Arc<Gateway>,
     health: Health,
     limiter: Arc<Limiter>,
@@ -103,7 +107,7 @@ impl Ids for UuidsV7 {
 impl Node {
     /// Opens the database, wires everything and binds the ports.
     pub async fn start(config: &Config, options: Options) -> anyhow::Result<Self> {
-        let entrance = Arc::new(entrance(config).await?);
+        let mut entrance = entrance(config).await?;
         let store = Arc::new(open_store(config).await?);
         let limiter = Arc::new(Limiter::new(config));
         let metrics = Arc::new(Metrics::default());
@@ -147,13 +151,18 @@ impl Node {
         });
         socketio::register(&gateway);
 
+        let stop = CancellationToken::new();
+        let listener = bind(config.server.listen, "server.listen").await?;
+        let cluster = join_cluster(config, &listener, &gateway, &stop).await?;
+        entrance.nodes = cluster.as_ref().map(|forwarder| forwarder.nodes.clone());
         let edge = Edge::new(
             engine,
             connections,
             origins.clone(),
             config.server.max_payload,
             gateway.tasks.clone(),
-        );
+        )
+        .in_cluster(cluster.clone());
         let health = Health::new(gateway.clone());
         let for_requests = edge.clone();
         let api = Api { gateway: gateway.clone(), keys: Arc::new(Keys::new(config)?) };
@@ -165,7 +174,6 @@ impl Node {
             // Ours, whatever it says; what follows it may be a session's id.
             .route("/socket.io", any(health::not_found))
             .route("/socket.io/{*rest}", any(health::not_found));
-        let stop = CancellationToken::new();
         let tasks = gateway.tasks.clone();
         let router = match Proxy::new(&config.proxy, metrics.clone(), tasks, stop.clone())? {
             // The backend answers preflights of its own paths.
@@ -174,23 +182,16 @@ impl Node {
                 .fallback(move |request: Request| proxy.clone().pass(request)),
             None => router.fallback(health::not_found).layer(origin::cors(origins)),
         };
-        let operations_router = Router::new().route(
-            "/metrics",
-            axum::routing::get(move || {
-                let text = metrics.render().map_err(|_| http::StatusCode::INTERNAL_SERVER_ERROR);
-                std::future::ready(text)
-            }),
-        );
-        let listener = bind(config.server.listen, "server.listen").await?;
         let operations = bind_operations(config.operations.listen).await?;
         Ok(Self {
             address: listener.local_addr()?,
             listener,
             operations,
-            entrance,
+            entrance: Arc::new(entrance),
             router,
-            operations_router,
+            operations_router: operations_router(metrics),
             stop,
+            cluster,
             gateway,
             health,
             limiter,
@@ -228,6 +229,10 @@ impl Node {
         let mut jobs =
             tokio::spawn(jobs::run(gateway, self.limiter, self.edge, certificates, end.clone()));
 
+        let followed = self.cluster.map(|cluster| {
+            let end = end.clone();
+            tokio::spawn(async move { cluster.nodes.follow(end).await })
+        });
         let failed = tokio::select! {
             signal = shutdown::signal() => { signal?; None }
             ended = &mut jobs => Some(ended),
@@ -243,6 +248,10 @@ impl Node {
         };
         apart.cancel();
         part.await.context("this node's part in the cluster has failed")?;
+        if let Some(followed) = followed {
+            // It tells of what went wrong.
+            let _ = followed.await;
+        }
         if timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
             tracing::warn!("the database does not let go");
         }
@@ -292,7 +301,34 @@ async fn entrance(config: &Config) -> anyhow::Result<Entrance> {
             Some(_) => config.proxy.idle.0.max(accept::USER_TIMEOUT),
             None => accept::USER_TIMEOUT,
         },
+        nodes: None,
     })
+}
+
+/// What operators ask.
+fn operations_router(metrics: Arc<Metrics>) -> Router {
+    Router::new().route(
+        "/metrics",
+        axum::routing::get(move || {
+            let text = metrics.render().map_err(|_| http::StatusCode::INTERNAL_SERVER_ERROR);
+            std::future::ready(text)
+        }),
+    )
+}
+
+/// The cluster, where this node is told how others reach it. It is known to them before it serves.
+async fn join_cluster(
+    config: &Config,
+    listener: &TcpListener,
+    gateway: &Gateway,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Arc<Forwarder>>> {
+    let port = listener.local_addr()?.port();
+    let Some(address) = config.cluster.advertised(&config.server, port)? else { return Ok(None) };
+    let nodes = Nodes::join(gateway.domain.store.clone(), &address).await?;
+    let silent = config.server.ping_interval.0 + config.server.ping_timeout.0;
+    let (metrics, tasks) = (gateway.metrics.clone(), gateway.tasks.clone());
+    Ok(Some(Arc::new(Forwarder::new(nodes, silent, metrics, tasks, stop.clone())?)))
 }
 
 /// What seals the journals: the configured key, else one kept in the database.

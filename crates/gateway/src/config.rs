@@ -140,6 +140,11 @@ pub struct Cluster {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub shared_tenant: Option<TenantId>,
+    /// Where the other nodes reach this one's public listener: a host, `host:port`, or
+    /// `https://host:port`. Without a port, that of `server.listen`. Needed where a balancer sends
+    /// the requests of one polling session to several nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
 }
 
 /// Tokens, for all apps.
@@ -483,6 +488,41 @@ impl Default for Server {
             hsts: Span::seconds(365 * 86_400),
             tls: Tls::default(),
         }
+    }
+}
+
+impl Cluster {
+    /// The address to advertise, for a listener at that port.
+    pub fn advertised(&self, server: &Server, port: u16) -> anyhow::Result<Option<Url>> {
+        let Some(text) = &self.advertise else { return Ok(None) };
+        let own = if server.tls.certificate.is_some() { "https" } else { "http" };
+        let scheme = if text.contains("://") { "" } else { &format!("{own}://") };
+        let host = match text.parse() {
+            Ok(IpAddr::V6(ip)) => format!("[{ip}]"),
+            _ => text.clone(),
+        };
+        let mut url: Url = format!("{scheme}{host}").parse().context("cluster.advertise")?;
+        ensure!(
+            matches!(url.scheme(), "http" | "https")
+                && url.has_host()
+                && (url.username(), url.password()) == ("", None)
+                && (url.path(), url.query(), url.fragment()) == ("/", None, None),
+            "cluster.advertise is a host, host:port, or a URL with no more than that"
+        );
+        let is_anybody = match url.host() {
+            Some(url::Host::Ipv4(ip)) => ip.is_unspecified(),
+            Some(url::Host::Ipv6(ip)) => ip.is_unspecified(),
+            Some(url::Host::Domain(_)) | None => false,
+        };
+        ensure!(!is_anybody, "cluster.advertise is where this node is reached, not 0.0.0.0");
+        // A URL does not show the default port of its scheme; whoever writes it means it.
+        let bare = text.trim_end_matches('/');
+        let is_written = bare.rsplit(['/', ']']).next().is_some_and(|end| end.contains(':'));
+        if !is_written || text.parse::<IpAddr>().is_ok() {
+            // It has a host.
+            let _ = url.set_port(Some(port));
+        }
+        Ok(Some(url))
     }
 }
 
@@ -885,6 +925,12 @@ impl Config {
             !self.server.proxy_protocol || !self.server.trusted_proxies.0.is_empty(),
             "server.proxy_protocol needs server.trusted_proxies: nobody else is believed"
         );
+        self.cluster.advertised(&self.server, self.server.listen.port())?;
+        ensure!(
+            self.cluster.advertise.is_none() || !self.server.proxy_protocol,
+            "cluster.advertise: nodes do not speak server.proxy_protocol to each other; let the \
+             balancer name clients in X-Forwarded-For"
+        );
         self.proxy.validate()?;
         ensure!(
             (Duration::from_secs(1)..=RETURN_WINDOW).contains(&self.recovery.window.0),
@@ -943,6 +989,11 @@ impl Config {
     /// What works, and is probably not meant.
     fn odd_keys(&self) -> Vec<String> {
         let mut odd = Vec::new();
+        if self.cluster.advertise.is_some() && self.database.url.expose().starts_with("sqlite:") {
+            odd.push(
+                "cluster.advertise: an SQLite file has one node; several need PostgreSQL".into(),
+            );
+        }
         let mut owners: BTreeMap<&str, (&str, &TenantId)> = BTreeMap::new();
         for app in &self.apps {
             let mut ids = BTreeSet::new();
@@ -1277,6 +1328,48 @@ mod tests {
             let message = format!("{:#}", from(&environment).unwrap_err());
             assert!(message.contains(named), "{message}");
         }
+    }
+
+    #[test]
+    fn a_node_is_reached_where_it_says() {
+        let advertised = |text: &str, more: &[(&str, &str)]| {
+            let environment = [&[SECRET, ("CARILLON_CLUSTER__ADVERTISE", text)], more].concat();
+            let config = from(&environment)?;
+            let url = config.cluster.advertised(&config.server, 3001)?;
+            anyhow::Ok(url.map(|url| url.to_string()).unwrap_or_default())
+        };
+        for (text, expected) in [
+            ("10.0.0.5", "http://10.0.0.5:3001/"),
+            ("10.0.0.5:4000", "http://10.0.0.5:4000/"),
+            ("node-a:80", "http://node-a/"),
+            ("::1", "http://[::1]:3001/"),
+            ("[::1]", "http://[::1]:3001/"),
+            ("[::1]:4000", "http://[::1]:4000/"),
+            ("https://node-a", "https://node-a:3001/"),
+            ("https://node-a:443/", "https://node-a/"),
+        ] {
+            assert_eq!(advertised(text, &[]).unwrap(), expected, "{text}");
+        }
+        let tls = [("CARILLON_SERVER__TLS__CERTIFICATE", "a"), ("CARILLON_SERVER__TLS__KEY", "b")];
+        assert_eq!(advertised("node-a", &tls).unwrap(), "https://node-a:3001/");
+        let proxied = [
+            ("CARILLON_SERVER__PROXY_PROTOCOL", "true"),
+            ("CARILLON_SERVER__TRUSTED_PROXIES", "10.0.0.0/8"),
+        ];
+        for (text, more) in [
+            ("0.0.0.0:3001", &[][..]),
+            ("::", &[]),
+            ("ftp://node-a", &[]),
+            ("http://u:p@node-a", &[]),
+            ("node-a/path", &[]),
+            ("node-a", &proxied),
+        ] {
+            let error = format!("{:#}", advertised(text, more).unwrap_err());
+            assert!(error.contains("cluster.advertise"), "{text}: {error}");
+        }
+        assert_eq!(from(&[SECRET]).unwrap().cluster.advertise, None);
+        let alone = from(&[SECRET, ("CARILLON_CLUSTER__ADVERTISE", "node-a")]).unwrap();
+        assert!(alone.warnings[0].contains("PostgreSQL"), "{:?}", alone.warnings);
     }
 
     #[test]

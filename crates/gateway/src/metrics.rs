@@ -49,6 +49,7 @@ pub struct Metrics {
     closed: Family<ReasonLabels, Counter>,
     denied: Family<ReasonLabels, Counter>,
     proxied: Family<OutcomeLabels, Counter>,
+    forwarded: Family<OutcomeLabels, Counter>,
     broadcasts: Counter,
     broadcast_bytes: Counter,
     repaired: Counter,
@@ -77,6 +78,7 @@ impl Default for Metrics {
             closed: Family::default(),
             denied: Family::default(),
             proxied: Family::default(),
+            forwarded: Family::default(),
             broadcasts: Counter::default(),
             broadcast_bytes: Counter::default(),
             repaired: Counter::default(),
@@ -106,6 +108,11 @@ impl Default for Metrics {
             "proxied",
             "Requests passed to the school's backend, and what became of them",
             metrics.proxied.clone(),
+        );
+        registry.register(
+            "forwarded",
+            "Requests passed to the node that holds their session, and what became of them",
+            metrics.forwarded.clone(),
         );
         metrics.auth.register(&mut registry);
         registry.register("broadcasts", "Events sent to rooms", metrics.broadcasts.clone());
@@ -181,6 +188,11 @@ impl Metrics {
     /// A request was passed on, or not.
     pub fn proxied(&self, outcome: &'static str) {
         self.proxied.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// A request for another node's session was passed on, or not.
+    pub fn forwarded(&self, outcome: &'static str) {
+        self.forwarded.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
     /// An event went out to a room.

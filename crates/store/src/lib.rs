@@ -12,6 +12,7 @@ pub mod import;
 mod joined_rooms;
 mod lane;
 mod leaderboard;
+mod nodes;
 mod notification;
 mod open;
 mod outbox;

@@ -42,6 +42,9 @@ const SQLITE_READERS: u32 = 4;
 /// Statements that a connection keeps prepared: more than there are.
 const PREPARED: usize = 512;
 
+/// The lock of whoever migrates: "carillon".
+const MIGRATING: i64 = 0x6361_7269_6c6c_6f6e;
+
 const VERSION: &str = "SELECT max(version) FROM _sqlx_migrations WHERE success";
 
 /// Why a database could not be opened.
@@ -135,7 +138,7 @@ impl SqlStore {
     pub async fn migrate(&self) -> Result<(), OpenError> {
         match &self.backend {
             Backend::Sqlite { writers, .. } => SQLITE_MIGRATIONS.run(writers).await?,
-            Backend::Postgres { pool, .. } => POSTGRES_MIGRATIONS.run(pool).await?,
+            Backend::Postgres { pool, .. } => migrate_postgres(pool).await?,
         }
         Ok(())
     }
@@ -280,6 +283,19 @@ fn claim(path: &Path) -> Result<File, OpenError> {
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.with_extension(""))),
         Err(TryLockError::Error(error)) => Err(error.into()),
     }
+}
+
+/// Nodes that start together take turns, however long the first one takes; no migration itself waits
+/// long for a lock, because everybody else would wait behind it.
+async fn migrate_postgres(pool: &PgPool) -> Result<(), OpenError> {
+    let mut conn = pool.acquire().await?;
+    sqlx::query("SET lock_timeout = '10min'").execute(&mut *conn).await?;
+    sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATING).execute(&mut *conn).await?;
+    sqlx::query("RESET lock_timeout").execute(&mut *conn).await?;
+    let migrated = POSTGRES_MIGRATIONS.run(&mut *conn).await;
+    // The turn ends with the connection.
+    conn.close().await?;
+    Ok(migrated?)
 }
 
 async fn open_postgres(url: &str) -> Result<Backend, OpenError> {

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 mod api;
 mod exam;
 mod leaderboard;
+mod nodes;
 mod notification;
 mod returning;
 mod study_group;
@@ -15,6 +16,7 @@ pub use self::{
     api::{ApiReads, ApiWrites},
     exam::{ExamReads, ExamWrites},
     leaderboard::{LeaderboardReads, LeaderboardWrites},
+    nodes::{ClusterNode, NodeReads, NodeWrites},
     notification::{NotificationReads, NotificationWrites},
     returning::{ReturnReads, ReturnWrites},
     study_group::{StudyGroupReads, StudyGroupWrites},
@@ -78,6 +80,7 @@ pub trait Reads:
     + OutboxReads
     + ExamReads
     + LeaderboardReads
+    + NodeReads
     + NotificationReads
     + ReturnReads
     + StudyGroupReads
@@ -90,6 +93,7 @@ impl<T> Reads for T where
         + OutboxReads
         + ExamReads
         + LeaderboardReads
+        + NodeReads
         + NotificationReads
         + ReturnReads
         + StudyGroupReads
@@ -105,6 +109,7 @@ pub trait Tx:
     + ChatWrites
     + ExamWrites
     + LeaderboardWrites
+    + NodeWrites
     + NotificationWrites
     + ReturnWrites
     + StudyGroupWrites

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    http::{HeaderValue, Request, header},
+    http::{HeaderMap, HeaderValue, Request, header},
 };
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,6 +20,7 @@ use tower::ServiceExt as _;
 
 use super::{
     address::{ClientAddress, Peer},
+    nodes::Nodes,
     proxy_protocol,
     tls::Certificates,
 };
@@ -45,6 +46,8 @@ pub struct Entrance {
     pub hsts: Option<HeaderValue>,
     /// How long a client may leave bytes unacknowledged, or its window closed.
     pub user_timeout: Duration,
+    /// Other nodes name the clients they speak for.
+    pub nodes: Option<Arc<Nodes>>,
 }
 
 impl Default for Entrance {
@@ -56,7 +59,15 @@ impl Default for Entrance {
             certificates: None,
             hsts: None,
             user_timeout: USER_TIMEOUT,
+            nodes: None,
         }
+    }
+}
+
+impl Entrance {
+    fn client(&self, peer: Peer, headers: &HeaderMap) -> ClientAddress {
+        let by_node = self.nodes.as_ref().and_then(|nodes| nodes.client_of(peer, headers));
+        by_node.unwrap_or_else(|| ClientAddress::of(peer, headers, &self.trusted))
     }
 }
 
@@ -146,7 +157,7 @@ async fn requests<T>(
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let client = ClientAddress::of(peer, request.headers(), &entrance.trusted);
+        let client = entrance.client(peer, request.headers());
         request.extensions_mut().insert(client);
         let hsts = entrance.hsts.clone().filter(|_| client.is_secure);
         let answer = router.clone().oneshot(request.map(Body::new));

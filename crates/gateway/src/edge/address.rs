@@ -36,8 +36,13 @@ pub struct ClientAddress {
 }
 
 /// Who sent a request.
+pub fn of(extensions: &Extensions) -> ClientAddress {
+    *extensions.get::<ClientAddress>().expect("the accept loop says who asks")
+}
+
+/// The address of who sent a request.
 pub fn client(extensions: &Extensions) -> IpAddr {
-    extensions.get::<ClientAddress>().expect("the accept loop says who asks").ip
+    of(extensions).ip
 }
 
 impl ClientAddress {

@@ -6,6 +6,8 @@
 pub mod accept;
 pub mod address;
 pub mod engine;
+pub mod forward;
+pub mod nodes;
 pub mod outlet;
 mod polling;
 mod proxy_protocol;
@@ -13,7 +15,7 @@ pub mod stream;
 pub mod tls;
 pub mod upgrade;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use axum::{
     body::Body,
@@ -35,6 +37,8 @@ use tungstenite::handshake::derive_accept_key;
 
 use self::{
     engine::Engine,
+    forward::Forwarder,
+    nodes::Whose,
     outlet::SharedTcp,
     stream::{Opening, Stream},
 };
@@ -53,6 +57,8 @@ pub struct Edge<E = SocketIoService<NotFoundService, Adapter>> {
     origins: Arc<Origins>,
     max_payload: usize,
     tasks: TaskTracker,
+    /// Set in a cluster.
+    forwarder: Option<Arc<Forwarder>>,
 }
 
 /// A refusal in the shape of Node's engine.
@@ -65,6 +71,8 @@ pub enum EngineError {
     Forbidden,
     UnsupportedProtocol,
     Overrun,
+    /// The node that holds the session cannot be asked.
+    OwnerAway,
 }
 
 impl From<Overrun> for EngineError {
@@ -88,6 +96,9 @@ impl EngineError {
                 let wait = [(header::RETRY_AFTER, "5")];
                 return (StatusCode::TOO_MANY_REQUESTS, wait, "Too many handshakes")
                     .into_response();
+            }
+            Self::OwnerAway => {
+                return (StatusCode::BAD_GATEWAY, "The session's node is away").into_response();
             }
         };
         (status, axum::Json(serde_json::json!({ "code": code, "message": message })))
@@ -126,7 +137,13 @@ impl<E: Engine> Edge<E> {
         max_payload: usize,
         tasks: TaskTracker,
     ) -> Self {
-        Self { engine, connections, origins, max_payload, tasks }
+        Self { engine, connections, origins, max_payload, tasks, forwarder: None }
+    }
+
+    /// One of several: sessions of other nodes are theirs.
+    #[must_use]
+    pub fn in_cluster(self, forwarder: Option<Arc<Forwarder>>) -> Self {
+        Self { forwarder, ..self }
     }
 
     /// Answers one request to the Socket.IO path.
@@ -134,7 +151,7 @@ impl<E: Engine> Edge<E> {
         self.route(request).await.unwrap_or_else(EngineError::response)
     }
 
-    async fn route(self, request: Request<Body>) -> Result<Response<Body>, EngineError> {
+    async fn route(self, mut request: Request<Body>) -> Result<Response<Body>, EngineError> {
         if !self.origins.allow(request.headers()) {
             return Err(EngineError::Forbidden);
         }
@@ -146,7 +163,21 @@ impl<E: Engine> Edge<E> {
         if query.protocol != "4" {
             return Err(EngineError::UnsupportedProtocol);
         }
-        let connection = match query.sid {
+        let sid = match (query.sid, &self.forwarder) {
+            (Some(id), Some(forwarder)) => match forwarder.nodes.whose(id) {
+                Whose::Theirs(tag, sid) => {
+                    return forwarder.pass(request, E::PATH, query.transport, (tag, sid)).await;
+                }
+                Whose::Ours(sid) => {
+                    // The engine does not know that there are others.
+                    *request.uri_mut() =
+                        of_session::<E>(query.transport, sid).ok_or(EngineError::UnknownSession)?;
+                    Some(sid)
+                }
+            },
+            (sid, _) => sid,
+        };
+        let connection = match sid {
             Some(sid) => Some(
                 sid.parse::<Sid>()
                     .ok()
@@ -253,6 +284,11 @@ impl<E: Engine> Link<E> {
             upgrade::upgrade(stream, read, &connection, let_out, carry).await;
         }
     }
+}
+
+/// Where the engine answers for a session.
+fn of_session<E: Engine>(transport: &str, sid: impl fmt::Display) -> Option<Uri> {
+    format!("{}?EIO=4&transport={transport}&sid={sid}", E::PATH).parse().ok()
 }
 
 /// A request with nothing but method, query and the connection it belongs to.

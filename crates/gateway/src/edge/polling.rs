@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
     response::IntoResponse as _,
 };
 use bytes::Bytes;
@@ -13,7 +13,9 @@ use http_body_util::Full;
 use socketioxide::socket::Sid;
 use tokio::{sync::MutexGuard, time::timeout};
 
-use super::{Edge, EngineError, address, bearer, engine::Engine, minimal, upgrade::Polling};
+use super::{
+    Edge, EngineError, address, bearer, engine::Engine, minimal, of_session, upgrade::Polling,
+};
 use crate::connection::{Closing, Connection, Connections};
 
 /// Between the packets of one body.
@@ -42,6 +44,10 @@ impl<E: Engine> Edge<E> {
         if polling.is_upgraded() {
             return Err(EngineError::BadRequest);
         }
+        if head.method == Method::DELETE && self.is_asked_by_node(&head.headers) {
+            polling.recall();
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
         let answer = match head.method {
             Method::GET => self.poll(&head, &connection, polling).await,
             Method::POST => self.post(&head, body, &connection).await,
@@ -62,19 +68,30 @@ impl<E: Engine> Edge<E> {
         let sid = opened(&body).ok_or(EngineError::BadRequest)?;
         self.connections.insert(sid, &connection);
         self.take_first_ping(sid).await?;
-        Ok(answer(status, body))
+        Ok(answer(status, self.tagged(sid, body)))
+    }
+
+    /// An open packet as the client gets it: in a cluster its session's id says where it is held.
+    fn tagged(&self, sid: Sid, body: Bytes) -> Bytes {
+        let Some(forwarder) = &self.forwarder else { return body };
+        let (plain, tagged) = (sid.to_string(), forwarder.nodes.tagged(sid));
+        String::from_utf8_lossy(&body).replacen(&plain, &tagged, 1).into()
+    }
+
+    fn is_asked_by_node(&self, headers: &HeaderMap) -> bool {
+        self.forwarder.as_ref().is_some_and(|forwarder| forwarder.nodes.vouch_for(headers))
     }
 
     /// The published engine pings at once; the protocol has the first ping after one interval.
     async fn take_first_ping(&self, sid: Sid) -> Result<(), EngineError> {
-        let uri = of_session::<E>(sid);
+        let uri = of_session::<E>("polling", sid).ok_or(EngineError::BadRequest)?;
         let poll = Request::get(&uri).body(Full::default()).map_err(|_| EngineError::BadRequest)?;
         // Nothing else can wait: nobody has been told of the session yet.
         let (_, body) = self.ask(poll).await?;
         if body != PING {
             return Err(EngineError::BadRequest);
         }
-        let pong = Request::post(&uri).body(Full::new(Bytes::from_static(PONG)));
+        let pong = Request::post(uri).body(Full::new(Bytes::from_static(PONG)));
         self.ask(pong.map_err(|_| EngineError::BadRequest)?).await?;
         Ok(())
     }
@@ -100,6 +117,7 @@ impl<E: Engine> Edge<E> {
             biased;
             answered = asked => Some(answered),
             () = polling.is_called_away() => None,
+            () = polling.is_recalled() => None,
         };
         wait.is_left = true;
         let Some(answered) = answered else {
@@ -167,8 +185,9 @@ impl<E: Engine> Edge<E> {
 
     /// Closes a polling session from our side.
     pub async fn close(&self, sid: Sid) {
-        let close = Request::post(of_session::<E>(sid)).body(Full::new(Bytes::from_static(b"1")));
-        if let Ok(close) = close {
+        if let Some(uri) = of_session::<E>("polling", sid)
+            && let Ok(close) = Request::post(uri).body(Full::new(Bytes::from_static(b"1")))
+        {
             // A session that is gone already is what was wanted.
             let _ = self.ask(close).await;
         }
@@ -213,11 +232,6 @@ impl Drop for Wait<'_> {
             self.connections.kill(self.connection, Closing::Left);
         }
     }
-}
-
-/// The path and query of a request of ours to a session.
-fn of_session<E: Engine>(sid: Sid) -> String {
-    format!("{}?EIO=4&transport=polling&sid={sid}", E::PATH)
 }
 
 fn answer(status: StatusCode, body: Bytes) -> Response<Body> {

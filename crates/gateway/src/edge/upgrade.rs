@@ -41,6 +41,7 @@ pub const PROBE_ANSWER: &[u8] = b"\x81\x063probe";
 pub struct Polling {
     stage: Mutex<Stage>,
     changed: Notify,
+    recalled: Notify,
     /// The engine's answer to a poll, while it is waited for. A client that is called away from
     /// its poll leaves it here: whoever asks next goes on waiting for it.
     pub asked: tokio::sync::Mutex<Option<Asked>>,
@@ -66,6 +67,16 @@ impl Polling {
     fn enter(&self, stage: Stage) {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
         self.changed.notify_waiters();
+    }
+
+    /// The node that passes the client's poll on is going away.
+    pub fn recall(&self) {
+        self.recalled.notify_waiters();
+    }
+
+    /// Waits until a poll is to be answered with nothing: the client's next one takes another way.
+    pub async fn is_recalled(&self) {
+        self.recalled.notified().await;
     }
 
     pub fn is_upgraded(&self) -> bool {

@@ -6,7 +6,7 @@
 //! else: no part of a request can name another.
 
 mod body;
-mod headers;
+pub mod headers;
 
 use std::{
     error::Error as _,
@@ -195,7 +195,8 @@ impl Proxy {
         headers::end_hop(&mut head.headers);
         if let (Some(from_client), Some(from_backend)) = (from_client, from_backend) {
             headers::upgrade(&mut head.headers);
-            self.0.tasks.spawn(tunnel(from_client, from_backend, self.0.stop.clone()));
+            let stop = self.0.stop.clone().cancelled_owned();
+            self.0.tasks.spawn(tunnel(from_client, from_backend, stop));
             return Ok(Response::from_parts(head, Body::empty()));
         }
         // Such a stream has no end to wait for; its client asks again by itself.
@@ -283,8 +284,12 @@ fn is_websocket<B>(request: &Request<B>) -> bool {
         && headers::names(request.headers(), &header::UPGRADE, "websocket")
 }
 
-/// Copies both ways until one side ends.
-async fn tunnel(from_client: OnUpgrade, from_backend: OnUpgrade, stop: CancellationToken) {
+/// Copies both ways until one side ends, or until `stop`.
+pub async fn tunnel(
+    from_client: OnUpgrade,
+    from_backend: OnUpgrade,
+    stop: impl Future<Output = ()>,
+) {
     let (Ok(client), Ok(backend)) = tokio::join!(from_client, from_backend) else { return };
     let (mut from_client, mut to_client) = split(TokioIo::new(client));
     let (mut from_backend, mut to_backend) = split(TokioIo::new(backend));
@@ -297,7 +302,10 @@ async fn tunnel(from_client: OnUpgrade, from_backend: OnUpgrade, stop: Cancellat
             () = &mut back => { let _ = timeout(LAST_WORDS, there).await; }
         }
     };
-    stop.run_until_cancelled(either).await;
+    tokio::select! {
+        () = either => {}
+        () = stop => {}
+    }
 }
 
 async fn pass_all(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) {

@@ -437,3 +437,19 @@ story("two tenants share nothing, not even by the same names", { config }, async
   await silent("typing-indicator", there);
   await silent("user-joined-room", here, there);
 });
+
+story("who polls and says nothing stays, with whatever it was sent taken", {
+  env: { CARILLON_LIMITS__STALLED: "2s" },
+}, async (world) => {
+  const people = [await world.person("ana", { transports: ["polling"] }), await world.person("ben", { transports: ["polling"] })];
+  for (const person of people) await person.joins("algebra");
+  const message = "𝄞".repeat(200);
+  for (const person of people) assert.equal((await person.asks("send-message", { roomId: "algebra", message })).ok, true);
+  for (const person of people) {
+    await person.hears("receive-message");
+    await person.hears("receive-message");
+  }
+  await pause(5000);
+  assert.equal(await world.server.metric('carillon_closed_total{reason="slow_consumer"}'), 0);
+  for (const person of people) assert.equal((await person.asks("heartbeat")).ok, true);
+});

@@ -144,10 +144,15 @@ export class Server {
     return { status: response.status, body: text && JSON.parse(text), headers: response.headers };
   }
 
+  /** The lines of its own metrics. */
+  async metrics() {
+    const { operations } = JSON.parse(this.log.findLast((line) => line.includes('"message":"metrics"')));
+    return (await (await fetch(`http://${operations}/metrics`)).text()).split("\n");
+  }
+
   /** A number of its own metrics, 0 while there is none. */
   async metric(name) {
-    const { operations } = JSON.parse(this.log.findLast((line) => line.includes('"message":"metrics"')));
-    const lines = (await (await fetch(`http://${operations}/metrics`)).text()).split("\n");
+    const lines = await this.metrics();
     return Number(lines.find((line) => line.startsWith(`${name} `))?.split(" ").at(-1) ?? 0);
   }
 

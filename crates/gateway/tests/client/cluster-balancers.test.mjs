@@ -1,0 +1,299 @@
+// nginx and HAProxy with the configurations of examples/deploy, in front of three nodes: long polling
+// without cookies, WebSockets, who asks, and nodes that come and go under traffic.
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import http from "node:http";
+import net from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { test } from "node:test";
+import { buffer } from "node:stream/consumers";
+import { fileURLToPath } from "node:url";
+import { clusterStory, tagOf } from "./balancer.mjs";
+import { Person, Server, eventually, pause, token } from "./harness.mjs";
+import { Polling } from "./raw.mjs";
+
+const STOCK = { reconnection: true, reconnectionDelay: 200, reconnectionDelayMax: 400 };
+const BUSY = { CARILLON_LIMITS__RATES__MESSAGE: "100000/1m", CARILLON_LIMITS__RATES__ROOM: "100000/1m" };
+const deploy = fileURLToPath(new URL("../../../../examples/deploy/", import.meta.url));
+
+/** Where a program is, if it is. */
+const find = (name) =>
+  [...process.env.PATH.split(":"), "/usr/sbin", "/usr/local/sbin"].map((directory) => path.join(directory, name)).find(existsSync);
+
+async function freePort() {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+/** A configuration with other addresses; each replacement must find its place. */
+function rendered(file, replacements) {
+  return replacements.reduce((text, [what, by]) => {
+    assert.match(text, what, file);
+    return text.replace(what, by);
+  }, readFileSync(path.join(deploy, file), "utf8"));
+}
+
+/** A balancer that runs, in a directory of its own. */
+class Program {
+  static async start(nodes) {
+    const program = new this();
+    program.directory = mkdtempSync(path.join(tmpdir(), "carillon-balancer-"));
+    program.port = await freePort();
+    program.url = `http://127.0.0.1:${program.port}`;
+    program.write(nodes);
+    program.said = "";
+    program.child = spawn(...program.command(), { stdio: ["ignore", "pipe", "pipe"] });
+    for (const stream of [program.child.stdout, program.child.stderr]) {
+      stream.on("data", (data) => { program.said += data; });
+    }
+    program.ended = once(program.child, "exit");
+    await eventually("the balancer answers", async () => {
+      assert.equal(program.child.exitCode, null, program.said);
+      const response = await fetch(`${program.url}/livez`).catch(() => undefined);
+      return response?.ok;
+    }, 10_000);
+    return program;
+  }
+
+  /** As an operator does it: the file is changed, the program is told. */
+  reload(nodes) {
+    this.write(nodes);
+    this.child.kill(this.constructor.RELOAD);
+  }
+
+  async end() {
+    this.child.kill("SIGTERM");
+    await Promise.race([this.ended, pause(3000)]);
+    this.child.kill("SIGKILL");
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+class Nginx extends Program {
+  static PROGRAM = find("nginx");
+  static RELOAD = "SIGHUP";
+
+  write(nodes) {
+    const [first, ...more] = nodes.map((node) => `    server 127.0.0.1:${node.port} max_fails=1 fail_timeout=5s;\n`);
+    const site = rendered("nginx-cluster.conf", [
+      [/listen 80;/, `listen 127.0.0.1:${this.port};`],
+      [/( {4}server gateway-\d:3001 max_fails=1 fail_timeout=5s;\n){3}/, first + more.join("")],
+    ]);
+    const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((what) => `${what}_temp_path ${this.directory}/${what};`);
+    writeFileSync(path.join(this.directory, "site.conf"), site);
+    writeFileSync(path.join(this.directory, "nginx.conf"), `
+      daemon off;
+      ${process.getuid() === 0 ? "user root;" : ""}
+      worker_processes 2;
+      pid ${this.directory}/nginx.pid;
+      error_log stderr warn;
+      events { worker_connections 4096; }
+      http { ${temporary.join(" ")} include ${this.directory}/site.conf; }
+    `);
+  }
+
+  command() {
+    return [Nginx.PROGRAM, ["-p", this.directory, "-c", path.join(this.directory, "nginx.conf"), "-e", "stderr"]];
+  }
+}
+
+class Haproxy extends Program {
+  static PROGRAM = find("haproxy");
+  static RELOAD = "SIGUSR2";
+
+  write(nodes) {
+    const servers = nodes.map((node, index) => `    server gateway-${index + 1} 127.0.0.1:${node.port}\n`);
+    writeFileSync(path.join(this.directory, "haproxy.cfg"), rendered("haproxy.cfg", [
+      [/bind :8080/, `bind 127.0.0.1:${this.port}`],
+      [/maxconn 20000/, "maxconn 4000"],
+      [/( {4}server gateway-\d gateway-\d:3001\n){3}/, servers.join("")],
+    ]));
+  }
+
+  command() {
+    return [Haproxy.PROGRAM, ["-W", "-db", "-f", path.join(this.directory, "haproxy.cfg")]];
+  }
+}
+
+/** Says what it was told of the client. */
+const backend = http.createServer((request, response) => {
+  response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(request.headers));
+});
+backend.listen(0, "127.0.0.1").unref();
+await once(backend, "listening");
+const ENVIRONMENT = {
+  ...BUSY,
+  CARILLON_SERVER__TRUSTED_PROXIES: "127.0.0.1",
+  CARILLON_PROXY__UPSTREAM: `http://127.0.0.1:${backend.address().port}`,
+};
+
+function balancerStory(Balancer, title, options, run) {
+  if (!Balancer.PROGRAM) return test(title, { skip: `no ${Balancer.name.toLowerCase()}` }, () => {});
+  return clusterStory(title, { env: ENVIRONMENT, ...options }, async (world, t) => {
+    world.program = await Balancer.start(world.nodes);
+    try {
+      await run(world, t);
+    } catch (error) {
+      console.error(world.program.said.split("\n").slice(-20).join("\n"));
+      throw error;
+    } finally {
+      await world.program.end();
+    }
+  });
+}
+
+/** A client alone in a room, who counts what it hears and why it was cut off. */
+async function talker(server, id, options) {
+  const person = await Person.connect(server, id, { ...STOCK, ...options });
+  Object.assign(person, { heard: [], sent: [], lost: [], room: `room-of-${id}`, server });
+  person.socket.on("receive-message", (event) => person.heard.push(event.message));
+  person.socket.on("disconnect", (reason) => person.lost.push(reason));
+  await person.joins(person.room);
+  return person;
+}
+
+const crowd = (server, count, options, from = 0) =>
+  Promise.all(Array.from({ length: count }, (_, index) => talker(server, `s${from + index}`, options)));
+
+async function says(person) {
+  const message = `${person.id} ${person.sent.length}`;
+  const answer = await person.asks("send-message", { roomId: person.room, message });
+  assert.equal(answer.ok, true, JSON.stringify(answer));
+  person.sent.push(message);
+}
+
+const heard = (people) => eventually("all is heard", () => people.every((person) => person.heard.length >= person.sent.length), 10_000);
+
+/** The node that holds a polling client's session. */
+const owner = (world, person) => world.nodes.find((node) => person.socket.io.engine.id.startsWith(`${tagOf(node)}.`));
+
+async function ask(url, { headers = {}, localAddress } = {}) {
+  const sent = http.get(url, { headers, localAddress, agent: false });
+  const [response] = await once(sent, "response");
+  return { status: response.statusCode, headers: response.headers, text: (await buffer(response)).toString() };
+}
+
+for (const Balancer of [Nginx, Haproxy]) {
+  const name = Balancer.name.toLowerCase();
+
+  balancerStory(Balancer, `long-polling clients without cookies are spread evenly by ${name}`, {}, async (world) => {
+    const people = await crowd(world.program, 90, { transports: ["polling"] });
+    for (let round = 0; round < 4; round += 1) await Promise.all(people.map(says));
+    await heard(people);
+    for (const person of people) {
+      assert.deepEqual(person.heard, person.sent, person.id);
+      assert.deepEqual(person.lost, [], person.id);
+    }
+    const held = world.nodes.map((node) => people.filter((person) => owner(world, person) === node).length);
+    assert.ok(Math.min(...held) >= 12, `${held}`);
+    // So are the ways to them: each node passes on about two thirds of what it gets.
+    const passed = await Promise.all(world.nodes.map((node) => node.metric('carillon_forwarded_total{outcome="answered"}')));
+    assert.ok(Math.min(...passed) * 4 > Math.max(...passed), `${passed}`);
+    const { headers } = await ask(`${world.program.url}/socket.io/?EIO=4&transport=polling`);
+    assert.equal(headers["set-cookie"], undefined);
+    for (const person of people) person.leaves();
+  });
+
+  for (const transports of [["websocket"], ["polling", "websocket"]]) {
+    balancerStory(Balancer, `${transports.join(", then ")} passes ${name}`, {}, async (world) => {
+      const people = await crowd(world.program, 30, { transports });
+      await eventually("the upgrade", () => people.every((one) => one.socket.io.engine.transport.name === "websocket"));
+      for (let round = 0; round < 4; round += 1) await Promise.all(people.map(says));
+      await heard(people);
+      for (const person of people) {
+        assert.deepEqual(person.heard, person.sent, person.id);
+        assert.deepEqual(person.lost, [], person.id);
+      }
+      for (const node of world.nodes) await eventually("each has some", async () => (await node.metric("carillon_sockets")) > 0);
+      for (const person of people) person.leaves();
+    });
+  }
+
+  balancerStory(Balancer, `who breaks off a poll at ${name} leaves`, {}, async (world) => {
+    const polling = await Polling.open(world.program, token("ana"));
+    await polling.post('420["heartbeat"]');
+    await polling.until("43");
+    const node = world.nodes.find((one) => polling.handshake.sid.startsWith(tagOf(one)));
+    const leaves = new AbortController();
+    const poll = fetch(polling.url, { signal: leaves.signal }).catch((error) => error.name);
+    await pause(300); // It waits at the owner by then.
+    leaves.abort();
+    assert.equal(await poll, "AbortError");
+    await eventually("the owner hears of it", async () => (await node.metric('carillon_closed_total{reason="left"}')) === 1);
+  });
+
+  balancerStory(Balancer, `who asks is what ${name} says, and not what a client says`, {}, async (world) => {
+    const lies = { "x-forwarded-for": "203.0.113.9", forwarded: "for=203.0.113.9;proto=https", "x-forwarded-proto": "https", "x-forwarded-host": "evil.example" };
+    for (const headers of [{}, lies]) {
+      const told = JSON.parse((await ask(`${world.program.url}/echo`, { headers, localAddress: "127.0.0.3" })).text);
+      assert.match(told.forwarded, /^for=127\.0\.0\.3;proto=http;/);
+      assert.deepEqual(told["x-forwarded-for"].split(", ").slice(-2), ["127.0.0.3", "127.0.0.1"]);
+      assert.deepEqual([told["x-forwarded-proto"], told.host, told["x-forwarded-host"]], ["http", `127.0.0.1:${world.program.port}`, `127.0.0.1:${world.program.port}`]);
+    }
+    // Past the balancer nobody is believed.
+    const told = JSON.parse((await ask(`${world.server.url}/echo`, { headers: lies, localAddress: "127.0.0.3" })).text);
+    assert.deepEqual([told["x-forwarded-for"], told["x-forwarded-proto"]], ["127.0.0.3", "http"]);
+  });
+
+  balancerStory(Balancer, `nodes come and go behind ${name} under traffic`, { nodes: 2 }, async (world) => {
+    const [leaving, staying] = world.nodes;
+    const people = [
+      ...await crowd(world.program, 20, { transports: ["polling"] }),
+      ...await crowd(world.program, 10, { transports: ["websocket"] }, 20),
+    ];
+    let isOver = false;
+    const refused = [];
+    // They go on talking; who is cut off comes back and says it again.
+    const talking = people.map(async (person) => {
+      while (!isOver) {
+        if (person.socket.connected) {
+          const message = `${person.id} ${person.sent.length}`;
+          const answer = await new Promise((resolve) => person.socket.timeout(15_000).emit("send-message", { roomId: person.room, message, clientMsgId: message }, (error, reply) => resolve(error ?? reply)));
+          if (answer.ok) person.sent.push(message);
+          else if (person.socket.connected && person.lost.length === 0) refused.push(`${person.id}: ${answer.message ?? JSON.stringify(answer)}`);
+        }
+        await pause(150);
+      }
+    });
+    const polled = people.slice(0, 20);
+    const share = (node) => polled.filter((person) => owner(world, person) === node);
+
+    const joining = await Server.start({ databaseUrl: world.server.databaseUrl, env: world.server.env });
+    world.nodes.push(joining);
+    world.program.reload(world.nodes);
+    let late = 100;
+    await eventually("new clients come to the new node", async () => {
+      const person = await talker(world.program, `s${late++}`, { transports: ["polling"] });
+      const isThere = owner(world, person) === joining;
+      person.leaves();
+      return isThere;
+    }, 20_000);
+    for (const person of people) assert.deepEqual(person.lost, [], `${person.id} when a node came`);
+
+    const own = share(leaving);
+    assert.ok(own.length > 0 && share(staying).length > 0);
+    world.program.reload([staying, joining]);
+    await pause(1500); // A moment to take effect.
+    for (const person of polled) assert.deepEqual(person.lost, [], `${person.id} when a node was taken out`);
+    const others = polled.filter((person) => owner(world, person) !== leaving);
+    const { code } = await leaving.terminate();
+    assert.equal(code, 0);
+    await eventually("everybody is back", () => people.every((person) => person.socket.connected), 10_000);
+    await pause(1000);
+    isOver = true;
+    await Promise.all(talking);
+    for (const person of others) {
+      assert.deepEqual(person.lost, [], `${person.id} had nothing to do with it`);
+      assert.deepEqual(person.heard.filter((message) => person.sent.includes(message)), person.sent, person.id);
+    }
+    assert.deepEqual(refused, []);
+    for (const person of people) person.leaves();
+  });
+}
