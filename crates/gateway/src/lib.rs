@@ -29,6 +29,9 @@ mod strangers;
 mod token;
 mod verify;
 
+/// For `examples/instructions.rs`.
+pub use inbox::parse as parse_event;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use axum::Router;
