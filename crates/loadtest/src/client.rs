@@ -117,6 +117,20 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(target: &Target, token: &str, buffers: Buffers) -> anyhow::Result<Self> {
+        let mut client = Self::open(target, buffers).await?;
+        client.send(format!("40{}", serde_json::json!({ "token": token })))?;
+        loop {
+            let frame = client.next().await?;
+            match Frame::parse(&frame) {
+                Frame::Connected => return Ok(client),
+                Frame::Denied(reason) => bail!("the server refused to connect: {reason}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// As far as the engine's handshake: in no namespace, and nobody in particular.
+    pub async fn open(target: &Target, buffers: Buffers) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(&target.address).await.context("cannot connect")?;
         stream.set_nodelay(true)?;
         let config = WebSocketConfig::default()
@@ -127,15 +141,7 @@ impl Client {
 
         let open = client.next().await?;
         ensure!(Frame::parse(&open) == Frame::Open, "not an Engine.IO handshake: {open}");
-        client.send(format!("40{}", serde_json::json!({ "token": token })))?;
-        loop {
-            let frame = client.next().await?;
-            match Frame::parse(&frame) {
-                Frame::Connected => return Ok(client),
-                Frame::Denied(reason) => bail!("the server refused to connect: {reason}"),
-                _ => {}
-            }
-        }
+        Ok(client)
     }
 
     /// Sends a command that is to be acknowledged; its number comes back with the reply.
@@ -148,9 +154,28 @@ impl Client {
 
     /// Queues a frame; whatever the kernel does not take at once goes out while `next` waits, so
     /// a server that does not read cannot keep us from reading.
-    fn send(&mut self, text: String) -> anyhow::Result<()> {
+    pub fn send(&mut self, text: String) -> anyhow::Result<()> {
         self.has_unsent = true;
         Ok(Pin::new(&mut self.socket).start_send(Message::text(text))?)
+    }
+
+    /// Waits until the kernel has taken all; what comes meanwhile is let go.
+    pub async fn flush(&mut self) -> anyhow::Result<()> {
+        while self.has_unsent {
+            let polled = poll_fn(|cx| match self.poll(cx) {
+                Poll::Ready(message) => Poll::Ready(Some(message)),
+                Poll::Pending if self.has_unsent => Poll::Pending,
+                Poll::Pending => Poll::Ready(None),
+            });
+            match polled.await.transpose()? {
+                Some(Message::Text(text)) if Frame::parse(&text) == Frame::Ping => {
+                    self.send("3".into())?;
+                }
+                Some(Message::Close(_)) => bail!("the server closed the connection"),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The next text frame that is no ping. Nothing is lost when the future is dropped.
