@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use tokio::{
 
 use crate::{
     asking::{ask, histogram},
-    client::{Buffers, Client},
+    client::{Buffers, Client, Target},
     idle::live,
     report::Latency,
     run::{Counter, per},
@@ -38,7 +39,7 @@ const TICK: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Abuse {
-    /// `WebSockets` that never CONNECT; one that is closed is opened again.
+    /// `WebSockets` that never CONNECT.
     Silent(Silent),
     /// Frames of one size, one after the other, on every connection.
     Frames(Frames),
@@ -50,6 +51,9 @@ pub enum Abuse {
 pub struct Silent {
     #[arg(long, default_value_t = 5_000)]
     sockets: usize,
+    /// One that is closed is opened again.
+    #[arg(long)]
+    again: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -108,7 +112,7 @@ impl Done {
 /// Who abuses, and how.
 #[derive(Clone, Copy)]
 enum Way {
-    Silent,
+    Silent { again: bool },
     Frames { bytes: usize, is_stranger: bool },
     Events { rate: u32 },
 }
@@ -116,7 +120,7 @@ enum Way {
 impl Setup {
     pub async fn abuse(self: Arc<Self>, abuse: &Abuse) -> anyhow::Result<Report> {
         let (count, way) = match abuse {
-            Abuse::Silent(silent) => (silent.sockets, Way::Silent),
+            Abuse::Silent(Silent { sockets, again }) => (*sockets, Way::Silent { again: *again }),
             Abuse::Frames(Frames { connections, bytes, strangers }) => {
                 (*connections, Way::Frames { bytes: *bytes, is_stranger: *strangers })
             }
@@ -143,11 +147,11 @@ impl Setup {
         Ok(Report { opened: done.opened.get(), sent, sent_per_second, ended })
     }
 
-    /// Comes back whenever it is cut off.
+    /// Comes back whenever it is cut off, unless it is to be silent once.
     async fn go_on(&self, way: Way, name: &str, done: &Done) {
         loop {
             let ended = match way {
-                Way::Silent => self.be_silent(done).await,
+                Way::Silent { .. } => self.be_silent(done).await,
                 Way::Frames { bytes, is_stranger } => {
                     self.send_frames(bytes, (!is_stranger).then_some(name), done).await
                 }
@@ -155,6 +159,9 @@ impl Setup {
             };
             if let Err(error) = ended {
                 done.ended(&error);
+            }
+            if matches!(way, Way::Silent { again: false }) {
+                return;
             }
             sleep(PAUSE).await;
         }
@@ -218,6 +225,9 @@ pub struct Coming {
     /// Who they are.
     #[arg(long, default_value_t = 50)]
     users: usize,
+    /// The address of this machine that they come from.
+    #[arg(long)]
+    from: Option<IpAddr>,
 }
 
 /// How those came in who do what the shipped frontend does.
@@ -280,7 +290,8 @@ impl Setup {
             }
             sleep_until(next.into()).await;
             let (setup, name) = (self.clone(), names[n % names.len()].clone());
-            under_way.spawn(async move { setup.come_in(&name).await });
+            let target = self.target.from(coming.from);
+            under_way.spawn(async move { setup.come_in(&target, &name).await });
             next += coming.every;
         }
         let mut came = Came::default();
@@ -304,12 +315,16 @@ impl Setup {
     }
 
     /// How long it took, unless it was given up; and why attempts failed.
-    async fn come_in(&self, name: &str) -> anyhow::Result<(Option<Duration>, Vec<String>)> {
+    async fn come_in(
+        &self,
+        target: &Target,
+        name: &str,
+    ) -> anyhow::Result<(Option<Duration>, Vec<String>)> {
         let token = token(&self.secret, name)?;
         let began = Instant::now();
         let mut failures = Vec::new();
         for wait in RECONNECTS.iter().map(Some).chain([None]) {
-            let coming = Client::connect(&self.target, &token, Buffers::IDLE);
+            let coming = Client::connect(target, &token, Buffers::IDLE);
             match timeout(PATIENCE, coming).await {
                 Ok(Ok(_)) => return Ok((Some(began.elapsed()), failures)),
                 Ok(Err(error)) => failures.push(format!("{error:#}")),
