@@ -1,10 +1,13 @@
 //! Who is here. Counted by user: a page opens two sockets and a person several tabs.
 //!
-//! State of one node, in memory; the cluster's view is made of the nodes' views.
+//! In memory. What is counted is the cluster's: each node tells the others who is with it, and keeps
+//! what they tell ([`elsewhere`]).
+
+pub mod elsewhere;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -15,8 +18,9 @@ use crate::{
     api::connections::{Connected, OnlineUser},
     chat::Chat,
     contract::{Address, Event, EventRow, To, event},
-    dispatch::Caller,
+    dispatch::{Caller, Effect, Emit},
     ids::{ConnectionId, RoomId, TenantId, Timestamp, UserId},
+    refusal::Refusal,
 };
 
 pub const EVENTS: &[EventRow] = &[event::<UserStatusChange>()];
@@ -92,9 +96,17 @@ impl Event for UserStatusChange {
 
 type Key = (TenantId, UserId);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Presence {
     state: Mutex<State>,
+    /// Set where there may be other nodes.
+    shared: OnceLock<elsewhere::Shared>,
+}
+
+impl std::fmt::Debug for Presence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Presence")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -105,15 +117,23 @@ struct State {
     /// How many users have a socket in a room.
     occupants: HashMap<(TenantId, RoomId), usize>,
     connections: HashMap<ConnectionId, Key>,
+    /// Sockets of other nodes.
+    elsewhere: HashMap<ConnectionId, Key>,
     memberships_ended: u64,
     /// Users whose last socket is gone, and when it went; kept for [`RETURN_WINDOW`].
     last_seen: HashMap<Key, Timestamp>,
+    /// Users of whom the other nodes do not know the latest.
+    untold: HashSet<Key>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Entry {
     name: String,
     sockets: usize,
+    /// The ids of the sockets, where other nodes are to know them.
+    ids: Vec<ConnectionId>,
+    /// What other nodes tell of the user.
+    elsewhere: Vec<elsewhere::Told>,
     /// Rooms the user is a member of.
     member_of: HashSet<RoomId>,
     /// Rooms joined, and by how many sockets.
@@ -155,10 +175,27 @@ pub struct Sockets {
 /// Somebody whose grace has run out.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gone {
+    /// Whether this node tells the whole cluster, or every node its own sockets.
+    pub is_ours: bool,
+    pub person: Person,
+}
+
+/// A user, for those who share a room with them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Person {
     pub tenant: TenantId,
     pub user: UserId,
     pub name: String,
     pub rooms: Vec<RoomId>,
+}
+
+impl Person {
+    /// Tells those around them of their status.
+    pub fn shown(self, status: Status) -> Result<Effect, Refusal> {
+        let change = UserStatusChange::new(&self.user, &self.name, status);
+        let to = ToAcquainted::Around(self.user, self.rooms);
+        Ok(Effect::Emit(Emit::new(to, &change)?))
+    }
 }
 
 impl Presence {
@@ -172,8 +209,13 @@ impl Presence {
     pub fn connected(&self, caller: &Caller, rooms: Option<Rooms>) -> Coming {
         let mut state = self.lock();
         let key = (caller.tenant.clone(), caller.user.clone());
+        let is_shared = self.shared.get().is_some();
+        self.touch(&mut state, &key);
         if let Some(entry) = state.users.get_mut(&key) {
             entry.sockets += 1;
+            if is_shared {
+                entry.ids.push(caller.connection.clone());
+            }
             entry.left_at = None;
             entry.name.clone_from(&caller.name);
             state.last_seen.remove(&key);
@@ -201,6 +243,8 @@ impl Presence {
         let entry = Entry {
             name: caller.name.clone(),
             sockets: 1,
+            ids: if is_shared { vec![caller.connection.clone()] } else { Vec::new() },
+            elsewhere: Vec::new(),
             member_of: rooms.iter().cloned().collect(),
             joined: joined.into_iter().map(|room| (room, 1)).collect(),
             left_at: None,
@@ -220,8 +264,10 @@ impl Presence {
             return Vec::new();
         }
         let key = (caller.tenant.clone(), caller.user.clone());
+        self.touch(&mut state, &key);
         let Some(entry) = state.users.get_mut(&key) else { return Vec::new() };
         entry.sockets = entry.sockets.saturating_sub(1);
+        entry.ids.retain(|id| *id != caller.connection);
         let left: Vec<RoomId> =
             caller.joined.all().into_iter().filter(|room| entry.socket_left(room)).collect();
         if entry.sockets == 0 {
@@ -239,10 +285,10 @@ impl Presence {
     pub fn joined(&self, caller: &Caller, room: &RoomId) {
         let mut state = self.lock();
         let key = (caller.tenant.clone(), caller.user.clone());
+        self.touch(&mut state, &key);
         let Some(entry) = state.users.get_mut(&key) else { return };
-        let sockets = entry.joined.entry(room.clone()).or_default();
-        *sockets += 1;
-        let is_first = *sockets == 1;
+        let is_first = !entry.is_in(room);
+        *entry.joined.entry(room.clone()).or_default() += 1;
         entry.member_of.insert(room.clone());
         if is_first {
             *state.occupants.entry((caller.tenant.clone(), room.clone())).or_default() += 1;
@@ -258,6 +304,7 @@ impl Presence {
     pub fn left(&self, caller: &Caller, room: &RoomId) -> bool {
         let key = (caller.tenant.clone(), caller.user.clone());
         let mut state = self.lock();
+        self.touch(&mut state, &key);
         let was_last = state.users.get_mut(&key).is_some_and(|entry| entry.socket_left(room));
         if was_last {
             state.vacated(&caller.tenant, &caller.user, room);
@@ -268,7 +315,9 @@ impl Presence {
     /// The user has become a member of the room, with or without a socket in it.
     pub fn remember_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
         let mut state = self.lock();
-        let Some(entry) = state.users.get_mut(&(tenant.clone(), user.clone())) else { return };
+        let key = (tenant.clone(), user.clone());
+        self.touch(&mut state, &key);
+        let Some(entry) = state.users.get_mut(&key) else { return };
         entry.member_of.insert(room.clone());
         let key = (tenant.clone(), room.clone());
         state.online_members.entry(key).or_default().insert(user.clone());
@@ -278,6 +327,7 @@ impl Presence {
     pub fn forget_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
         let mut state = self.lock();
         state.memberships_ended += 1;
+        self.touch(&mut state, &(tenant.clone(), user.clone()));
         state.forget_member(tenant, user, room);
     }
 
@@ -295,16 +345,19 @@ impl Presence {
 
     /// A socket of the user has been here for a moment.
     pub fn settled(&self, tenant: &TenantId, user: &UserId) {
-        if let Some(entry) = self.lock().users.get_mut(&(tenant.clone(), user.clone())) {
+        let key = (tenant.clone(), user.clone());
+        let mut state = self.lock();
+        self.touch(&mut state, &key);
+        if let Some(entry) = state.users.get_mut(&key) {
             entry.is_settled = entry.sockets > 0;
         }
     }
 
-    /// Whether what is sent to the user now is heard: a socket of theirs is here and has settled.
+    /// Whether what is sent to the user now is heard: a socket of theirs has settled, on any node.
     pub fn listens(&self, tenant: &TenantId, user: &UserId) -> bool {
         let state = self.lock();
         let entry = state.users.get(&(tenant.clone(), user.clone()));
-        entry.is_some_and(|entry| entry.is_settled)
+        entry.is_some_and(Entry::listens)
     }
 
     /// The tenants that have somebody here.
@@ -332,8 +385,8 @@ impl Presence {
         let Some(entry) = state.users.get(&(tenant.clone(), user.clone())) else {
             return Sockets::default();
         };
-        let in_room = entry.joined.get(room).copied().unwrap_or(0);
-        Sockets { in_room, elsewhere: entry.sockets.saturating_sub(in_room) }
+        let in_room = entry.sockets_in(room);
+        Sockets { in_room, elsewhere: entry.all_sockets().saturating_sub(in_room) }
     }
 
     /// Whether every member of the room has all of their sockets in it: the common case of a full
@@ -346,7 +399,8 @@ impl Presence {
         let sees_all = |user: &UserId| {
             let entry = state.users.get(&(tenant.clone(), user.clone()));
             entry.is_some_and(|entry| {
-                entry.sockets > 0 && entry.joined.get(room) == Some(&entry.sockets)
+                let sockets = entry.all_sockets();
+                sockets > 0 && entry.sockets_in(room) == sockets
             })
         };
         usize::try_from(member_count) == Ok(online.len()) && online.iter().all(sees_all)
@@ -371,16 +425,18 @@ impl Presence {
             .collect()
     }
 
-    /// Whether a socket of that public id is connected.
+    /// Whether a socket of that public id is connected, to any node.
     pub fn is_connection(&self, id: &str) -> bool {
-        ConnectionId::new(id).is_ok_and(|id| self.lock().connections.contains_key(&id))
+        let Ok(id) = ConnectionId::new(id) else { return false };
+        let state = self.lock();
+        state.connections.contains_key(&id) || state.elsewhere.contains_key(&id)
     }
 
     /// Whether the user is connected or was within [`RETURN_WINDOW`].
     pub fn is_recent(&self, tenant: &TenantId, user: &UserId, now: Timestamp) -> bool {
         let state = self.lock();
         let key = (tenant.clone(), user.clone());
-        state.users.get(&key).is_some_and(|entry| entry.sockets > 0)
+        state.users.get(&key).is_some_and(|entry| entry.all_sockets() > 0)
             || state.last_seen.get(&key).is_some_and(|seen| seen.after(RETURN_WINDOW) >= now)
     }
 
@@ -408,8 +464,8 @@ impl Presence {
             Some(OnlineUser {
                 user_id: key.1.clone(),
                 user_name: entry.name.clone(),
-                connections: entry.sockets,
-                rooms: entry.joined.len(),
+                connections: entry.all_sockets(),
+                rooms: entry.all_joined(),
             })
         });
         views.collect()
@@ -420,8 +476,9 @@ impl Presence {
         let state = self.lock();
         let is_meant = |(id, (of, _)): &(&ConnectionId, &Key)| of == tenant && id.as_str() > after;
         let mut sockets: Vec<(&ConnectionId, &Key)> =
-            state.connections.iter().filter(is_meant).collect();
+            state.connections.iter().chain(&state.elsewhere).filter(is_meant).collect();
         sockets.sort_unstable();
+        sockets.dedup();
         let views = sockets
             .into_iter()
             .take(limit)
@@ -429,37 +486,94 @@ impl Presence {
         views.collect()
     }
 
-    /// Users and sockets connected.
+    /// Users and sockets connected, to this node.
     pub fn counts(&self) -> (usize, usize) {
         let state = self.lock();
-        (state.users.len(), state.connections.len())
+        let users = state.users.values().filter(|entry| entry.is_here()).count();
+        (users, state.connections.len())
     }
 
-    /// Those whose grace has run out; each is named once.
+    /// Sockets connected, to any node.
+    pub fn all_connections(&self) -> usize {
+        let state = self.lock();
+        state.connections.len() + state.elsewhere.len()
+    }
+
+    /// Those whose grace has run out; each is named once, by the node that had them last.
     pub fn expire(&self, now: Timestamp) -> Vec<Gone> {
         let mut state = self.lock();
         state.last_seen.retain(|_, seen| seen.after(RETURN_WINDOW) >= now);
-        let over = |entry: &Entry| entry.left_at.is_some_and(|left| left.after(GRACE) <= now);
-        let gone: Vec<(Key, Entry)> = state.users.extract_if(|_, entry| over(entry)).collect();
-        gone.into_iter()
-            .map(|((tenant, user), entry)| {
-                for room in &entry.member_of {
-                    let key = (tenant.clone(), room.clone());
-                    if let Some(users) = state.online_members.get_mut(&key) {
-                        users.remove(&user);
-                        if users.is_empty() {
-                            state.online_members.remove(&key);
-                        }
-                    }
+        let is_over = |left: Option<Timestamp>| left.is_some_and(|at| at.after(GRACE) <= now);
+        let is_due = |entry: &Entry| {
+            is_over(entry.left_at) || entry.elsewhere.iter().any(|told| is_over(told.lost_at))
+        };
+        let due: Vec<Key> = state
+            .users
+            .iter()
+            .filter(|(_, entry)| is_due(entry))
+            .map(|(key, _)| key.clone())
+            .collect();
+        let mut gone = Vec::new();
+        for key in due {
+            let Some(entry) = state.users.get_mut(&key) else { continue };
+            entry.elsewhere.retain(|told| !is_over(told.lost_at));
+            let is_ours = is_over(entry.left_at);
+            if is_ours && !entry.elsewhere.is_empty() {
+                // Of several that wait for the user, the one whom they left last tells, once the
+                // others have given up.
+                if self.shared.get().is_some_and(|shared| entry.was_left_last(&shared.node)) {
+                    continue;
                 }
-                let rooms = entry.member_of.into_iter().collect();
-                Gone { tenant, user, name: entry.name, rooms }
-            })
-            .collect()
+                entry.left_at = None;
+                self.touch(&mut state, &key);
+            } else if is_ours || (!entry.is_here() && entry.elsewhere.is_empty()) {
+                if is_ours {
+                    self.touch(&mut state, &key);
+                }
+                let entry = state.remove(&key);
+                gone.extend(entry.map(|entry| Gone { is_ours, person: entry.person(&key) }));
+            }
+        }
+        gone
+    }
+
+    /// The other nodes are to be told of the user.
+    fn touch(&self, state: &mut State, key: &Key) {
+        if let Some(shared) = self.shared.get() {
+            state.untold.insert(key.clone());
+            shared.ring();
+        }
+    }
+}
+
+impl Entry {
+    fn person(&self, (tenant, user): &Key) -> Person {
+        Person {
+            tenant: tenant.clone(),
+            user: user.clone(),
+            name: self.name.clone(),
+            rooms: self.member_of.iter().cloned().collect(),
+        }
     }
 }
 
 impl State {
+    /// Nobody has the user any more.
+    fn remove(&mut self, key: &Key) -> Option<Entry> {
+        let entry = self.users.remove(key)?;
+        let (tenant, user) = key;
+        for room in &entry.member_of {
+            let key = (tenant.clone(), room.clone());
+            if let Some(users) = self.online_members.get_mut(&key) {
+                users.remove(user);
+                if users.is_empty() {
+                    self.online_members.remove(&key);
+                }
+            }
+        }
+        Some(entry)
+    }
+
     /// The last socket of the user has left the room.
     fn vacated(&mut self, tenant: &TenantId, user: &UserId, room: &RoomId) {
         let key = (tenant.clone(), room.clone());
@@ -490,7 +604,7 @@ impl State {
 }
 
 impl Entry {
-    /// True when no socket of the user is left in the room.
+    /// True when no socket of the user is left in the room, on any node.
     fn socket_left(&mut self, room: &RoomId) -> bool {
         match self.joined.get_mut(room) {
             Some(sockets) if *sockets > 1 => {
@@ -499,7 +613,7 @@ impl Entry {
             }
             Some(_) => {
                 self.joined.remove(room);
-                true
+                !self.is_in(room)
             }
             None => false,
         }

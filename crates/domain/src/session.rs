@@ -14,11 +14,11 @@ use crate::{
         Class, Command, Event, EventRow, Everywhere, Handle, Namespace as _, Policy, Route, Scope,
         Telling, ToCaller, event, route,
     },
-    dispatch::{App, Caller, Cx, Effect, Emit},
+    dispatch::{App, Caller, Cx, Effect},
     exam,
-    ids::{RoomId, TenantId, Timestamp, UserId},
+    ids::{TenantId, Timestamp},
     notification,
-    presence::{self, Coming, Rooms, Status, ToAcquainted, UserStatusChange},
+    presence::{self, Coming, Person, Rooms, Status},
     refusal::{Refusal, Told},
 };
 
@@ -85,7 +85,9 @@ pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusa
     let groups = app.presence.group_rooms(&caller.tenant, &caller.user);
     let mut effects: Vec<Effect> = groups.into_iter().map(Effect::Hear).collect();
     if let Coming::Online(rooms) = coming {
-        effects.push(status_change(&caller.user, &caller.name, Status::Online, rooms)?);
+        let (tenant, user, name) =
+            (caller.tenant.clone(), caller.user.clone(), caller.name.clone());
+        effects.push(Person { tenant, user, name, rooms }.shown(Status::Online)?);
     }
     Ok(effects)
 }
@@ -138,16 +140,23 @@ pub async fn note_seen(app: &App, ago: Duration) -> Result<(), Refusal> {
 }
 
 /// What has become due: typing that was not repeated, users whose grace is over. Called a few
-/// times a second; returns the effects by tenant.
-pub fn tick(app: &App) -> Vec<(TenantId, Effect)> {
+/// times a second; returns the effects by tenant, and whether they are for all nodes' sockets.
+pub fn tick(app: &App) -> Vec<(TenantId, Effect, bool)> {
     let now = app.clock.now();
     app.exams.expire(now);
-    let silent =
-        app.typists.expire(now).into_iter().map(|typist| (typist.tenant.clone(), typist.effect()));
-    let gone = app.presence.expire(now).into_iter().map(|gone| {
-        (gone.tenant, status_change(&gone.user, &gone.name, Status::Offline, gone.rooms))
-    });
-    silent.chain(gone).filter_map(|(tenant, effect)| Some((tenant, effect.ok()?))).collect()
+    let silent = app
+        .typists
+        .expire(now)
+        .into_iter()
+        .map(|typist| (typist.tenant.clone(), typist.effect(), true));
+    let gone =
+        app.presence.expire(now).into_iter().map(|gone| {
+            (gone.person.tenant.clone(), gone.person.shown(Status::Offline), gone.is_ours)
+        });
+    silent
+        .chain(gone)
+        .filter_map(|(tenant, effect, all)| Some((tenant, effect.ok()?, all)))
+        .collect()
 }
 
 /// Whether a socket that is gone may come back.
@@ -174,15 +183,4 @@ pub fn disconnected(app: &App, caller: &Caller, ending: Ending) -> Vec<Effect> {
     let mut effects: Vec<Effect> = stopped.filter_map(|stopped| stopped.effect().ok()).collect();
     effects.extend(exam::leave_exam::cut_off(app, caller, &left, now));
     effects
-}
-
-/// An event announcing a user's status to those around them.
-fn status_change(
-    user: &UserId,
-    name: &str,
-    status: Status,
-    rooms: Vec<RoomId>,
-) -> Result<Effect, Refusal> {
-    let to = ToAcquainted::Around(user.clone(), rooms);
-    Ok(Effect::Emit(Emit::new(to, &UserStatusChange::new(user, name, status))?))
 }

@@ -14,7 +14,7 @@ use carillon_domain::{
     contract::Scope,
     exam::{self, journal::JournalKey},
     ports::{Clock, Ids, Store as _},
-    presence::Presence,
+    presence::{Presence, elsewhere::NodeId},
 };
 use carillon_store::{Opener, SqlStore};
 use socketioxide::{ParserConfig, SocketIo};
@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::Authenticator,
+    cluster::{self, Peers},
     config::{self, Config},
     connection::{Connections, Limits, OUTBOUND_SLOTS},
     edge::{
@@ -105,28 +106,21 @@ impl Node {
         let store = Arc::new(open_store(config).await?);
         let limiter = Arc::new(Limiter::new(config));
         let metrics = Arc::new(Metrics::default());
-        let clock = Arc::new(SystemClock);
         let origins = Arc::new(Origins::new(&config.apps, options.any_localhost_origin));
         let auth_metrics = metrics.auth.clone();
         let authenticator =
-            Arc::new(Authenticator::new(config, &origins, clock.clone(), auth_metrics)?);
-        let domain = Arc::new(Domain {
-            store: store.clone(),
-            clock,
-            ids: Arc::new(UuidsV7),
-            admission: limiter.clone(),
-            credentials: authenticator.clone(),
-            presence: Presence::default(),
-            typists: chat::typing_indicator::Typists::default(),
-            chat: chat::Settings { open_rooms: config.chat.open_rooms },
-            returning: Returning::new(UuidsV7.uuid()),
-            refusals: Refusals::default(),
-            exams: exam::State::new(exam_settings(config, &store).await?, SystemClock.now()),
-            leaderboard: config.leaderboard_settings()?,
-        });
+            Arc::new(Authenticator::new(config, &origins, Arc::new(SystemClock), auth_metrics)?);
+        let node = NodeId::from(UuidsV7.uuid());
+        let domain = domain(config, &node, &store, &limiter, &authenticator).await?;
         returning::take_over(&domain, &TenantId::new("system")?)
             .await
             .context("cannot read who was here")?;
+        let peers = Peers::new(config, node)?;
+        if let Some(peers) = &peers {
+            let ring = peers.talk.ring.clone();
+            domain.presence.share(peers.talk.node.clone(), move || ring.notify_one());
+            metrics.follow_link(peers.counters());
+        }
         let connections = Connections::new(limits(config), metrics.clone());
         let hub = NodeHub::new(connections.clone());
         let (engine, io) = engine(config, hub.clone());
@@ -140,7 +134,9 @@ impl Node {
                 connections.clone(),
                 metrics.clone(),
                 Expiries::new(&config.auth),
+                peers.clone(),
             ),
+            peers,
             domain,
             connections: connections.clone(),
             hub,
@@ -225,6 +221,9 @@ impl Node {
         let certificates = self.entrance.certificates.clone();
         self.gateway.connections.write_outlets();
         let gateway = self.gateway.clone();
+        // It outlives the drain, which is told to the others.
+        let apart = CancellationToken::new();
+        let part = tokio::spawn(cluster::take_part(self.gateway.clone(), apart.clone()));
         let mut jobs =
             tokio::spawn(jobs::run(gateway, self.limiter, self.edge, certificates, end.clone()));
 
@@ -241,11 +240,37 @@ impl Node {
             Some(ended) => ended.context("a job has failed").and_then(|()| bail!("the jobs ended")),
             None => jobs.await.context("a job has failed"),
         };
+        apart.cancel();
+        part.await.context("this node's part in the cluster has failed")?;
         if timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
             tracing::warn!("the database does not let go");
         }
         ended
     }
+}
+
+/// What commands can reach.
+async fn domain(
+    config: &Config,
+    node: &NodeId,
+    store: &Arc<SqlStore>,
+    limiter: &Arc<Limiter>,
+    authenticator: &Arc<Authenticator>,
+) -> anyhow::Result<Arc<Domain>> {
+    Ok(Arc::new(Domain {
+        store: store.clone(),
+        clock: Arc::new(SystemClock),
+        ids: Arc::new(UuidsV7),
+        admission: limiter.clone(),
+        credentials: authenticator.clone(),
+        presence: Presence::default(),
+        typists: chat::typing_indicator::Typists::default(),
+        chat: chat::Settings { open_rooms: config.chat.open_rooms },
+        returning: Returning::new(node.to_string()),
+        refusals: Refusals::default(),
+        exams: exam::State::new(exam_settings(config, store).await?, SystemClock.now()),
+        leaderboard: config.leaderboard_settings()?,
+    }))
 }
 
 /// How clients come in.

@@ -35,6 +35,8 @@ pub struct Config {
     pub server: Server,
     pub operations: Operations,
     pub database: Database,
+    pub redis: Redis,
+    pub cluster: Cluster,
     pub auth: Auth,
     pub limits: Limits,
     pub chat: Chat,
@@ -108,6 +110,34 @@ pub struct Database {
     pub url: Secret,
     /// Whether `serve` brings the schema up to date first.
     pub migrate: bool,
+}
+
+/// Where nodes meet. Without it, a node is alone.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    /// `redis://…`, or `rediss://…` for TLS. Also `REDIS_URL`.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "show_redis_url")]
+    pub url: Option<Secret>,
+    /// What the names of channels begin with; as the `key` of Node's adapter.
+    pub prefix: String,
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self { url: None, prefix: "socket.io".to_owned() }
+    }
+}
+
+/// This node among others.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    /// The tenant whose rooms Node servers and emitters in the same Redis share; the default app's
+    /// unless said otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub shared_tenant: Option<TenantId>,
 }
 
 /// Tokens, for all apps.
@@ -593,6 +623,15 @@ fn show_url<S: Serializer>(url: &Secret, serializer: S) -> Result<S::Ok, S::Erro
     serializer.serialize_str(shown.as_str())
 }
 
+/// As [`show_url`], where there may be none.
+#[expect(clippy::ref_option, reason = "serde hands over the field")]
+fn show_redis_url<S: Serializer>(url: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    match url {
+        Some(url) => show_url(url, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 impl JsonSchema for Secret {
     fn inline_schema() -> bool {
         true
@@ -783,6 +822,9 @@ impl Config {
         {
             let port = port.parse().with_context(|| format!("{name} is not a port: {port}"))?;
             self.server.listen.set_port(port);
+        }
+        if let Some(url) = get("REDIS_URL") {
+            self.redis.url = Some(Secret::from(url.as_str()));
         }
         if let Some(url) = get("DATABASE_URL") {
             self.database.url = Secret::from(url.as_str());
@@ -1084,9 +1126,6 @@ fn odd(name: &str) -> Option<String> {
     match name.strip_prefix("CARILLON_") {
         Some(rest) if !rest.contains("__") => {
             Some(format!("{name} is not a key: keys are CARILLON_<SECTION>__<KEY>"))
-        }
-        None if name == "REDIS_URL" => {
-            Some("REDIS_URL is not used: this version runs as one node".into())
         }
         _ => None,
     }

@@ -16,6 +16,7 @@ use carillon_domain::{
     credential::AuthExpiring,
     identity::Issue,
     leaderboard::Board,
+    presence::{Person, Status},
 };
 use carillon_redis_adapter::Broadcast;
 use serde_json::value::RawValue;
@@ -24,6 +25,7 @@ use tokio::sync::Notify;
 
 use crate::{
     boards::Boards,
+    cluster::{Peers, What},
     connection::{Closing, Connections},
     expiry::{Due, Expiries},
     metrics::Metrics,
@@ -67,12 +69,20 @@ pub fn board_room(tenant: &TenantId, board: &Board) -> Room {
     format!("{BOARD}{tenant}\0{}\0{limit}\0{specialty}", period.as_str()).into()
 }
 
-fn chat_room(tenant: &TenantId, room: &RoomId) -> Room {
+/// The sockets that have joined a room.
+pub fn chat_room(tenant: &TenantId, room: &RoomId) -> Room {
     format!("r\0{tenant}\0{room}").into()
+}
+
+/// One socket, by its public id; only where other nodes may ask for it.
+pub fn connection_room(id: &str) -> Room {
+    format!("s\0{id}").into()
 }
 
 /// Hands effects to the transports.
 pub struct Fanout {
+    /// The other nodes, where there may be some.
+    peers: Option<Arc<Peers>>,
     hub: Arc<NodeHub>,
     io: SocketIo<Adapter>,
     domain: Arc<Domain>,
@@ -132,10 +142,11 @@ impl Fanout {
         connections: Arc<Connections>,
         metrics: Arc<Metrics>,
         expiries: Expiries,
+        peers: Option<Arc<Peers>>,
     ) -> Self {
         let (lanes, crowds) = (Mutex::default(), Mutex::default());
         let (hole, boards) = (Notify::new(), Boards::default());
-        Self { hub, io, domain, connections, metrics, lanes, crowds, hole, boards, expiries }
+        Self { peers, hub, io, domain, connections, metrics, lanes, crowds, hole, boards, expiries }
     }
 
     /// Delivers what a command of this socket has done.
@@ -161,17 +172,33 @@ impl Fanout {
         }
     }
 
-    /// Delivers what the system itself has to say.
+    /// Delivers what the system itself has to say, on every node.
     pub fn deliver_system(&self, tenant: &TenantId, effect: Effect) {
+        if let Effect::Emit(emit) = effect {
+            return self.emit(tenant, None, emit);
+        }
+        let what = match &effect {
+            Effect::Cut(user) => Some(What::Cut(tenant.clone(), user.clone())),
+            Effect::Expel(user, room) => {
+                Some(What::Expel(tenant.clone(), user.clone(), room.clone()))
+            }
+            Effect::ShowBoards => Some(What::ShowBoards(tenant.clone())),
+            // Of a user's row every node learns by itself; the rest is one socket's, or one node's.
+            _ => None,
+        };
+        if let (Some(peers), Some(what)) = (&self.peers, what) {
+            peers.talk.say(what);
+        }
+        self.deliver_here(tenant, effect);
+    }
+
+    /// Delivers what the system has to say to the sockets of this node.
+    pub fn deliver_here(&self, tenant: &TenantId, effect: Effect) {
         match effect {
-            Effect::Emit(emit) => self.emit(tenant, None, emit),
+            Effect::Emit(emit) => self.hear_emit(tenant, emit),
             Effect::Admit(user, room) => self.admit(tenant, &user, &room),
             Effect::Expel(user, room) => self.expel(tenant, &user, &room),
-            Effect::Cut(user) => {
-                for seat in self.seats_of(tenant, &user) {
-                    self.cut(&seat);
-                }
-            }
+            Effect::Cut(user) => self.cut_user(tenant, &user),
             Effect::Know(account) => {
                 for seat in self.seats_of(tenant, &account.id) {
                     if seat.may_stay(&account) {
@@ -204,8 +231,35 @@ impl Fanout {
         }
     }
 
+    /// Every socket of a user on this node is disconnected for good.
+    pub fn cut_user(&self, tenant: &TenantId, user: &UserId) {
+        for seat in self.seats_of(tenant, user) {
+            self.cut(&seat);
+        }
+    }
+
+    /// Those who were taken for gone are shown to those around them on this node.
+    pub fn show_online(&self, people: Vec<Person>) {
+        for person in people {
+            let tenant = person.tenant.clone();
+            if let Ok(effect) = person.shown(Status::Online) {
+                self.deliver_here(&tenant, effect);
+            }
+        }
+    }
+
+    /// Somebody else puts a socket into a room.
+    pub fn enter(&self, seat: &Seat, room: &RoomId) {
+        self.subscribe(seat, room);
+    }
+
+    /// Somebody else takes a socket out of a room.
+    pub fn exit(&self, seat: &Seat, room: &RoomId) {
+        self.leave(seat, room);
+    }
+
     /// No socket of the user is in the room, and none that comes later will be.
-    fn expel(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
+    pub fn expel(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
         self.domain.presence.forget_member(tenant, user, room);
         for seat in self.seats_of(tenant, user) {
             self.leave(&seat, room);
@@ -345,17 +399,41 @@ impl Fanout {
     }
 
     fn emit(&self, tenant: &TenantId, seat: Option<&Seat>, emit: Emit) {
-        let Some(offset) = emit.offset else { return self.send_now(tenant, seat, emit) };
-        // Without a lane nobody of that tenant is here.
-        if let Some(lane) = self.lane(tenant) {
-            self.offer(tenant, &lane, offset, emit);
+        if emit.offset.is_none() {
+            return self.send_now(tenant, seat, emit);
         }
+        self.publish(tenant, &emit);
+        self.hear_emit(tenant, emit);
+    }
+
+    /// Delivers an event to the sockets of this node.
+    pub fn hear_emit(&self, tenant: &TenantId, emit: Emit) {
+        // Without a lane nobody of that tenant is here.
+        let Some(lane) = self.lane(tenant) else { return };
+        match emit.offset {
+            Some(offset) => self.offer(tenant, &lane, offset, emit),
+            None => self.send(tenant, None, &emit),
+        }
+    }
+
+    fn publish(&self, tenant: &TenantId, emit: &Emit) {
+        if let Some(peers) = &self.peers {
+            peers.publish(tenant, emit);
+        }
+    }
+
+    /// Sends what has no place in the order, here and elsewhere.
+    fn send_everywhere(&self, tenant: &TenantId, seat: Option<&Seat>, emit: &Emit) {
+        self.send(tenant, seat, emit);
+        self.publish(tenant, emit);
     }
 
     /// Sends what has no place in the order. Counts are made and sent one after another, so that
     /// the last one anybody hears is true.
     fn send_now(&self, tenant: &TenantId, seat: Option<&Seat>, mut emit: Emit) {
-        let Some(room) = emit.counting.take() else { return self.send(tenant, seat, &emit) };
+        let Some(room) = emit.counting.take() else {
+            return self.send_everywhere(tenant, seat, &emit);
+        };
         let lane = self.lane(tenant);
         let _turn = lane.as_ref().map(|lane| lane.lock());
         let count = self.domain.presence.occupants(tenant, &room);
@@ -365,7 +443,7 @@ impl Fanout {
             return;
         }
         emit.payload = recount(&emit.payload, count);
-        self.send(tenant, seat, &emit);
+        self.send_everywhere(tenant, seat, &emit);
     }
 
     /// Tells crowds the latest of what happened in them; a few times a second.
@@ -375,7 +453,7 @@ impl Fanout {
         for ((tenant, room, _), mut emit) in crowds {
             let count = self.domain.presence.occupants(&tenant, &room);
             emit.payload = recount(&emit.payload, count);
-            self.send(&tenant, None, &emit);
+            self.send_everywhere(&tenant, None, &emit);
         }
     }
 
@@ -587,7 +665,8 @@ impl Fanout {
             }
         };
         let paths = emit.row.paths;
-        self.hub.broadcast(&Broadcast { event: event(emit), paths, rooms, except });
+        let (event, attachments) = (event(emit), Vec::new());
+        self.hub.broadcast(&Broadcast { event, attachments, paths, rooms, except });
     }
 }
 

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     auth::Authenticator,
+    cluster::Peers,
     connection::Connections,
     fanout::Fanout,
     metrics::Metrics,
@@ -24,6 +25,8 @@ pub struct Gateway {
     pub hub: Arc<NodeHub>,
     pub io: SocketIo<Adapter>,
     pub fanout: Fanout,
+    /// The other nodes, where there may be some.
+    pub peers: Option<Arc<Peers>>,
     pub metrics: Arc<Metrics>,
     /// The drains of inboxes, and whatever else must end before the process does.
     pub tasks: TaskTracker,

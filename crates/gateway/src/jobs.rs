@@ -95,8 +95,12 @@ async fn tick(gateway: &Gateway) {
     let mut ticks = every(TICK);
     loop {
         ticks.tick().await;
-        for (tenant, effect) in session::tick(&gateway.domain) {
-            gateway.fanout.deliver_system(&tenant, effect);
+        for (tenant, effect, is_ours) in session::tick(&gateway.domain) {
+            if is_ours {
+                gateway.fanout.deliver_system(&tenant, effect);
+            } else {
+                gateway.fanout.deliver_here(&tenant, effect);
+            }
         }
         gateway.fanout.tell_crowds();
         gateway.fanout.expire(gateway.domain.clock.now());
@@ -193,7 +197,7 @@ async fn follow_user(
     };
     let seats = gateway.fanout.seats_of(tenant, user);
     let before: Vec<_> = seats.iter().map(|seat| seat.current()).collect();
-    gateway.fanout.deliver_system(tenant, effect);
+    gateway.fanout.deliver_here(tenant, effect);
     for (seat, before) in seats.into_iter().zip(before) {
         if is_new || !Arc::ptr_eq(&before, &seat.current()) {
             inbox::push(gateway, &seat.clone(), Item::Changed(seat));
@@ -211,6 +215,9 @@ async fn sweep(gateway: &Gateway) {
         gateway.metrics.present(gateway.connections.count(), sockets, users);
         gateway.metrics.unauthenticated(gateway.connections.unauthenticated());
         gateway.metrics.tasks(gateway.tasks.len());
+        if let Some(peers) = &gateway.peers {
+            gateway.metrics.cluster(peers.is_up(), peers.talk.peers());
+        }
     }
 }
 

@@ -1,9 +1,16 @@
 //! What the operator sees. Each number is moved by the component that knows it; labels come from
 //! closed sets.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use carillon_domain::Code;
+use carillon_redis_adapter::link::Counters;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -52,6 +59,11 @@ pub struct Metrics {
     unauthenticated: Gauge,
     sockets: Gauge,
     users: Gauge,
+    /// Shown as of [`Self::link`].
+    redis: [Counter; 5],
+    link: OnceLock<Arc<Counters>>,
+    nodes: Gauge,
+    redis_up: Gauge,
 }
 
 impl Default for Metrics {
@@ -75,6 +87,10 @@ impl Default for Metrics {
             tasks: Gauge::default(),
             sockets: Gauge::default(),
             users: Gauge::default(),
+            redis: Default::default(),
+            link: OnceLock::new(),
+            nodes: Gauge::default(),
+            redis_up: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register("commands", "Commands by outcome", metrics.commands.clone());
@@ -123,6 +139,17 @@ impl Default for Metrics {
         registry.register("tasks", "Tasks that a drain waits for", metrics.tasks.clone());
         registry.register("sockets", "Sockets in namespaces", metrics.sockets.clone());
         registry.register("users", "Users with a socket", metrics.users.clone());
+        for (metric, (name, help)) in metrics.redis.iter().zip([
+            ("redis_published", "Messages published to other nodes"),
+            ("redis_dropped", "Messages not published: Redis was slow or away"),
+            ("redis_received", "Messages of other nodes and emitters"),
+            ("redis_overrun", "Messages received faster than they could be handled"),
+            ("redis_malformed", "Messages that could not be read"),
+        ]) {
+            registry.register(name, help, metric.clone());
+        }
+        registry.register("redis_up", "Whether other nodes can be heard", metrics.redis_up.clone());
+        registry.register("cluster_peers", "Other nodes that are there", metrics.nodes.clone());
         Self { registry, ..metrics }
     }
 }
@@ -190,14 +217,39 @@ impl Metrics {
         self.unauthenticated.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
+    /// Whether other nodes can be heard, and how many there are.
+    pub fn cluster(&self, is_up: bool, peers: usize) {
+        self.redis_up.set(i64::from(is_up));
+        self.nodes.set(i64::try_from(peers).unwrap_or(i64::MAX));
+    }
+
     /// How many tasks run.
     pub fn tasks(&self, number: usize) {
         self.tasks.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
+    /// The messages to and from other nodes.
+    pub fn follow_link(&self, counters: &Arc<Counters>) {
+        let _ = self.link.set(counters.clone());
+    }
+
     /// The text format of Prometheus.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
+        if let Some(counters) = self.link.get() {
+            let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let [published, dropped, received, overrun, malformed] = &self.redis;
+            for (metric, counter) in [
+                (published, &counters.published),
+                (dropped, &counters.dropped),
+                (received, &counters.received),
+                (overrun, &counters.overrun),
+                (malformed, &counters.malformed),
+            ] {
+                // Only ever ahead of what is shown.
+                metric.inc_by(count(counter).saturating_sub(metric.get()));
+            }
+        }
         encode(&mut text, &self.registry)?;
         Ok(text)
     }

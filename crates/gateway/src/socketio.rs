@@ -32,7 +32,7 @@ use crate::{
     config::Expiry,
     connection::{Closing, Connection},
     edge::outlet::{MARK, Outlet},
-    fanout::{tenant_room, user_room},
+    fanout::{connection_room, tenant_room, user_room},
     gateway::Gateway,
     inbox::{self, Ack, Asked, Item},
 };
@@ -71,6 +71,11 @@ impl Seat {
 
     fn issue(&self) -> MutexGuard<'_, Issue> {
         self.issue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When it came.
+    pub fn connected_at(&self, gateway: &Gateway) -> Timestamp {
+        gateway.domain.clock.now().before(self.since.elapsed())
     }
 
     /// The client has shown a newer token.
@@ -275,7 +280,11 @@ async fn connect(
         outlet.close();
     }
     connection.rename(path, socket.id, caller.connection.as_str());
-    socket.join(vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)]);
+    let mut rooms = vec![user_room(&caller.tenant, &caller.user), tenant_room(&caller.tenant)];
+    if gateway.peers.is_some() {
+        rooms.push(connection_room(caller.connection.as_str()));
+    }
+    socket.join(rooms);
     let seat = Arc::new(Seat {
         caller: Arc::new(caller),
         issue: identity.issue.into(),

@@ -80,12 +80,17 @@ async fn ready(State(health): State<Health>) -> Response {
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "database")
     };
-    (status, Json(json!({ "status": text }))).into_response()
+    let mut body = json!({ "status": text });
+    // Local work goes on at full speed without other nodes: clients may come.
+    if health.gateway.peers.as_ref().is_some_and(|peers| !peers.is_up()) {
+        body["detail"] = "degraded".into();
+    }
+    (status, Json(body)).into_response()
 }
 
 /// In Evalon's shape.
 async fn stats(State(health): State<Health>) -> Response {
-    let (_, sockets) = health.gateway.domain.presence.counts();
+    let sockets = health.gateway.domain.presence.all_connections();
     let body = json!({
         "success": true,
         "stats": {

@@ -1,0 +1,411 @@
+//! Who is with the other nodes of a cluster.
+//!
+//! Each node tells the others, whole, of every user who has changed; and all of its users to a node
+//! that is new or has missed something. So what a node knows of another is either right or about to
+//! be replaced, whatever was lost on the way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Entry, Key, Person, Presence, State};
+use crate::ids::{ConnectionId, RoomId, TenantId, Timestamp, UserId};
+
+/// Names one run of a node.
+pub type NodeId = Arc<str>;
+
+/// A user, as one node has them. Nothing of it is left when the node has them no more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    pub name: String,
+    pub sockets: Vec<ConnectionId>,
+    /// Rooms the user is a member of, as far as the node knows.
+    pub member_of: BTreeSet<RoomId>,
+    /// Rooms joined, and by how many sockets.
+    pub joined: BTreeMap<RoomId, usize>,
+    pub is_settled: bool,
+    /// When the last socket went, while the grace runs.
+    pub left_at: Option<Timestamp>,
+}
+
+/// What has become of a user on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub tenant: TenantId,
+    pub user: UserId,
+    /// `None`: the node has them no more.
+    pub part: Option<Part>,
+}
+
+/// A part, and whose it is.
+#[derive(Debug)]
+pub(super) struct Told {
+    node: NodeId,
+    pub part: Part,
+    /// When the node went, with the user: their grace runs, and nobody else tells of its end.
+    pub lost_at: Option<Timestamp>,
+}
+
+/// Who this node is, and how to wake whoever tells the others.
+pub(super) struct Shared {
+    pub node: NodeId,
+    ring: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Shared {
+    pub fn ring(&self) {
+        (self.ring)();
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+impl Entry {
+    /// Whether this node has the user, or waits for them.
+    pub(super) const fn is_here(&self) -> bool {
+        self.sockets > 0 || self.left_at.is_some()
+    }
+
+    pub(super) fn is_in(&self, room: &RoomId) -> bool {
+        self.joined.contains_key(room)
+            || self.elsewhere.iter().any(|told| told.part.joined.contains_key(room))
+    }
+
+    pub(super) fn all_sockets(&self) -> usize {
+        self.sockets + self.elsewhere.iter().map(|told| told.part.sockets.len()).sum::<usize>()
+    }
+
+    pub(super) fn sockets_in(&self, room: &RoomId) -> usize {
+        let here = self.joined.get(room).copied().unwrap_or(0);
+        let elsewhere = self.elsewhere.iter().filter_map(|told| told.part.joined.get(room));
+        here + elsewhere.sum::<usize>()
+    }
+
+    pub(super) fn all_joined(&self) -> usize {
+        let elsewhere = self.elsewhere.iter().flat_map(|told| told.part.joined.keys());
+        self.joined.keys().chain(elsewhere).collect::<BTreeSet<_>>().len()
+    }
+
+    pub(super) fn listens(&self) -> bool {
+        self.is_settled || self.elsewhere.iter().any(|told| told.part.is_settled)
+    }
+
+    /// Whether the user has no socket anywhere, and had the last one on that node.
+    pub(super) fn was_left_last(&self, node: &NodeId) -> bool {
+        let ours = (self.left_at, node);
+        self.elsewhere
+            .iter()
+            .all(|told| told.part.left_at.is_some() && (told.part.left_at, &told.node) < ours)
+    }
+
+    fn part(&self) -> Option<Part> {
+        self.is_here().then(|| Part {
+            name: self.name.clone(),
+            sockets: self.ids.clone(),
+            member_of: self.member_of.iter().cloned().collect(),
+            joined: self.joined.iter().map(|(room, count)| (room.clone(), *count)).collect(),
+            is_settled: self.is_settled,
+            left_at: self.left_at,
+        })
+    }
+}
+
+impl Presence {
+    /// There may be other nodes: `ring` is called whenever there is something to tell them. Once,
+    /// before anybody is counted in.
+    pub fn share(&self, node: NodeId, ring: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.set(Shared { node, ring: Box::new(ring) });
+    }
+
+    /// What the other nodes have not been told, at most so many.
+    pub fn untold(&self, limit: usize) -> Vec<Change> {
+        let mut state = self.lock();
+        let keys: Vec<Key> = state.untold.iter().take(limit).cloned().collect();
+        keys.into_iter()
+            .map(|key| {
+                state.untold.remove(&key);
+                state.change(key)
+            })
+            .collect()
+    }
+
+    /// Everybody this node has.
+    pub fn everybody(&self) -> Vec<Change> {
+        let state = self.lock();
+        let here = state.users.iter().filter(|(_, entry)| entry.is_here());
+        here.map(|(key, _)| state.change(key.clone())).collect()
+    }
+
+    /// A node has told of users.
+    pub fn hear(&self, node: &NodeId, changes: Vec<Change>) {
+        let mut state = self.lock();
+        for Change { tenant, user, part } in changes {
+            state.replace(node, &(tenant, user), part);
+        }
+    }
+
+    /// A node has told of everybody it has: nobody else is with it. Returns those who were nowhere
+    /// before.
+    pub fn hear_everybody(&self, node: &NodeId, everybody: Vec<Change>) -> Vec<Person> {
+        let mut state = self.lock();
+        let mut new = Vec::new();
+        let told: BTreeSet<Key> =
+            everybody.iter().map(|change| (change.tenant.clone(), change.user.clone())).collect();
+        for key in state.users_of(node) {
+            if !told.contains(&key) {
+                state.replace(node, &key, None);
+            }
+        }
+        for Change { tenant, user, part } in everybody {
+            let key = (tenant, user);
+            let is_new = !state.users.contains_key(&key);
+            state.replace(node, &key, part);
+            let entry = state.users.get(&key).filter(|entry| is_new && entry.all_sockets() > 0);
+            new.extend(entry.map(|entry| entry.person(&key)));
+        }
+        new
+    }
+
+    /// A node is gone, since then: its users are waited for as if their sockets had been lost.
+    pub fn lose(&self, node: &NodeId, since: Timestamp) {
+        let mut state = self.lock();
+        for key in state.users_of(node) {
+            let Some(entry) = state.users.get(&key) else { continue };
+            let told = entry.elsewhere.iter().find(|told| told.node == *node);
+            let left_at = told.and_then(|told| told.part.left_at).unwrap_or(since);
+            let name = entry.name.clone();
+            let member_of = entry.member_of.iter().cloned().collect();
+            let part = Part { name, member_of, left_at: Some(left_at), ..Part::default() };
+            state.replace(node, &key, Some(part));
+            let Some(entry) = state.users.get_mut(&key) else { continue };
+            for told in entry.elsewhere.iter_mut().filter(|told| told.node == *node) {
+                told.lost_at = Some(left_at);
+            }
+        }
+    }
+}
+
+impl State {
+    fn change(&self, key: Key) -> Change {
+        let part = self.users.get(&key).and_then(Entry::part);
+        Change { tenant: key.0, user: key.1, part }
+    }
+
+    fn users_of(&self, node: &NodeId) -> Vec<Key> {
+        let has = |entry: &Entry| entry.elsewhere.iter().any(|told| told.node == *node);
+        self.users.iter().filter(|(_, entry)| has(entry)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Replaces what a node has told of a user, and counts anew what follows from it.
+    fn replace(&mut self, node: &NodeId, key: &Key, part: Option<Part>) {
+        let (tenant, user) = key;
+        if part.is_some() && !self.users.contains_key(key) {
+            self.users.insert(key.clone(), Entry::default());
+        }
+        let Some(entry) = self.users.get_mut(key) else { return };
+        let at = entry.elsewhere.iter().position(|told| told.node == *node);
+        let before = at.map(|at| entry.elsewhere.swap_remove(at).part).unwrap_or_default();
+        // Where the user would be without this node, and so is neither entering nor leaving.
+        let is_new = |entry: &Entry, room: &RoomId| !entry.is_in(room);
+        let left: Vec<RoomId> =
+            before.joined.keys().filter(|room| is_new(entry, room)).cloned().collect();
+        let after = part.clone().unwrap_or_default();
+        let entered: Vec<RoomId> =
+            after.joined.keys().filter(|room| is_new(entry, room)).cloned().collect();
+        for id in &before.sockets {
+            self.elsewhere.remove(id);
+        }
+        for id in &after.sockets {
+            self.elsewhere.insert(id.clone(), key.clone());
+        }
+        if let Some(part) = part {
+            if !entry.is_here() {
+                entry.name.clone_from(&part.name);
+            }
+            for room in &part.member_of {
+                if entry.member_of.insert(room.clone()) {
+                    let room = (tenant.clone(), room.clone());
+                    self.online_members.entry(room).or_default().insert(user.clone());
+                }
+            }
+            entry.elsewhere.push(Told { node: node.clone(), part, lost_at: None });
+        }
+        let is_nobodys = !entry.is_here() && entry.elsewhere.is_empty();
+        for room in entered.iter().filter(|room| !left.contains(room)) {
+            *self.occupants.entry((tenant.clone(), room.clone())).or_default() += 1;
+        }
+        for room in left.iter().filter(|room| !entered.contains(room)) {
+            self.vacated(tenant, user, room);
+        }
+        if is_nobodys {
+            self.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        dispatch::Caller,
+        presence::{Coming, GRACE, Rooms},
+    };
+
+    const START: Timestamp = Timestamp(1_000_000);
+
+    /// One node of a cluster in which everything is told at once.
+    struct Node {
+        id: NodeId,
+        presence: Presence,
+    }
+
+    fn nodes<const N: usize>() -> [Node; N] {
+        std::array::from_fn(|at| {
+            let (id, presence) = (NodeId::from(format!("node-{at}")), Presence::default());
+            presence.share(id.clone(), || {});
+            Node { id, presence }
+        })
+    }
+
+    fn tell(from: &Node, to: &Node) {
+        to.presence.hear(&from.id, from.presence.untold(usize::MAX));
+    }
+
+    fn caller(user: &str, connection: &str) -> Caller {
+        let tenant = TenantId::new("t").unwrap();
+        Caller {
+            user: UserId::new(user).unwrap(),
+            connection: ConnectionId::new(connection).unwrap(),
+            ..Caller::system(&tenant)
+        }
+    }
+
+    fn room(id: &str) -> RoomId {
+        RoomId::new(id).unwrap()
+    }
+
+    fn comes(node: &Node, caller: &Caller, rooms: &[RoomId]) {
+        if node.presence.connected(caller, None) == Coming::RoomsNeeded {
+            let as_of = node.presence.memberships_ended();
+            node.presence.connected(caller, Some(Rooms { rooms: rooms.to_vec(), as_of }));
+        }
+        for room in rooms {
+            caller.joined.insert(room.clone());
+            node.presence.joined(caller, room);
+        }
+    }
+
+    #[test]
+    fn a_room_counts_users_of_all_nodes_once() {
+        let [a, b] = nodes();
+        let exam = room("exam:1");
+        let (one, other, ben) = (caller("ana", "a1"), caller("ana", "a2"), caller("ben", "b1"));
+        comes(&a, &one, std::slice::from_ref(&exam));
+        tell(&a, &b);
+        comes(&b, &other, std::slice::from_ref(&exam));
+        comes(&b, &ben, std::slice::from_ref(&exam));
+        tell(&b, &a);
+        for node in [&a, &b] {
+            assert_eq!(node.presence.occupants(&one.tenant, &exam), 2);
+            assert_eq!(node.presence.sockets_of(&one.tenant, &one.user, &exam).in_room, 2);
+            assert!(node.presence.is_connection("b1"));
+            assert_eq!(node.presence.online_members(&one.tenant, &exam).len(), 2);
+            assert_eq!(node.presence.all_connections(), 3);
+        }
+        assert!(a.presence.disconnected(&one, START).is_empty(), "another socket is in the room");
+        tell(&a, &b);
+        assert_eq!(b.presence.disconnected(&other, START), std::slice::from_ref(&exam));
+        tell(&b, &a);
+        assert_eq!(a.presence.occupants(&one.tenant, &exam), 1);
+        assert_eq!(b.presence.occupants(&one.tenant, &exam), 1);
+    }
+
+    #[test]
+    fn who_moves_to_another_node_never_goes_offline() {
+        let [a, b] = nodes();
+        let (before, after) = (caller("ana", "a1"), caller("ana", "a2"));
+        comes(&a, &before, &[]);
+        tell(&a, &b);
+        a.presence.disconnected(&before, START);
+        tell(&a, &b);
+        assert_eq!(b.presence.connected(&after, None), Coming::WasHere);
+        tell(&b, &a);
+        let later = START.after(GRACE);
+        assert!(a.presence.expire(later).is_empty());
+        tell(&a, &b);
+        assert!(b.presence.expire(later).is_empty());
+        assert_eq!(b.presence.untold(9).len(), 0);
+    }
+
+    /// Whoever looks first, and whoever hears of the other in between.
+    #[test]
+    fn who_leaves_two_nodes_goes_offline_once() {
+        for (left_a, left_b) in [(0, 100), (100, 0), (0, 0)] {
+            for order in [[0, 1], [1, 0]] {
+                let both = nodes::<2>();
+                let sockets = [caller("ana", "a1"), caller("ana", "a2")];
+                for (node, socket) in both.iter().zip(&sockets) {
+                    comes(node, socket, &[]);
+                }
+                for (node, (socket, left)) in both.iter().zip(sockets.iter().zip([left_a, left_b]))
+                {
+                    node.presence.disconnected(socket, Timestamp(START.0 + left));
+                }
+                tell(&both[0], &both[1]);
+                tell(&both[1], &both[0]);
+                let mut gone = Vec::new();
+                for tick in 0..8 {
+                    for at in order {
+                        let now = Timestamp(START.after(GRACE).0 + 50 * tick);
+                        gone.extend(both[at].presence.expire(now));
+                        tell(&both[at], &both[1 - at]);
+                    }
+                }
+                assert_eq!(gone.len(), 1, "left {left_a} {left_b}, looked {order:?}: {gone:?}");
+                assert!(gone[0].is_ours);
+                assert!(both.iter().all(|node| node.presence.lock().users.is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn users_of_a_lost_node_go_offline_unless_they_come_back() {
+        let [a, b] = nodes();
+        comes(&a, &caller("ana", "a1"), &[room("algebra")]);
+        comes(&a, &caller("ben", "b1"), &[room("exam:1")]);
+        tell(&a, &b);
+        b.presence.lose(&a.id, START);
+        assert_eq!(b.presence.occupants(&caller("ben", "b1").tenant, &room("exam:1")), 0);
+        assert_eq!(b.presence.connected(&caller("ben", "b2"), None), Coming::WasHere);
+        let gone = b.presence.expire(START.after(GRACE));
+        assert_eq!(gone.len(), 1);
+        assert_eq!((gone[0].person.user.as_str(), gone[0].is_ours), ("ana", false));
+        assert_eq!(gone[0].person.rooms, [room("algebra")]);
+        assert!(b.presence.lock().online_members.keys().all(|(_, of)| *of != room("algebra")));
+    }
+
+    #[test]
+    fn what_was_lost_on_the_way_is_replaced() {
+        let [a, b] = nodes();
+        comes(&a, &caller("ana", "a1"), &[room("algebra")]);
+        tell(&a, &b);
+        comes(&a, &caller("ben", "b1"), &[room("algebra")]);
+        a.presence.disconnected(&caller("ana", "a1"), START);
+        a.presence.expire(START.after(GRACE));
+        drop(a.presence.untold(usize::MAX));
+        let new = b.presence.hear_everybody(&a.id, a.presence.everybody());
+        assert_eq!((new.len(), new[0].user.as_str()), (1, "ben"));
+        let online = b.presence.online_members(&caller("x", "x").tenant, &room("algebra"));
+        assert_eq!(online.len(), 1);
+        assert_eq!(online[0].0.as_str(), "ben");
+        assert!(!b.presence.is_connection("a1"));
+    }
+}

@@ -1,0 +1,248 @@
+//! What nodes of our own kind say to each other: who is with whom, and what has to be done wherever
+//! a user's sockets are.
+//!
+//! Every three seconds a node says that it is there. One of which nothing has been heard for ten is
+//! gone, unless that is because Redis is away, or was a moment ago: nobody goes offline for that.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use carillon_domain::{
+    RoomId, TenantId, UserId,
+    presence::elsewhere::{Change, NodeId},
+};
+use carillon_redis_adapter::cluster::Cluster;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::gateway::Gateway;
+
+/// A node says that it is there this often.
+const REFRESH: Duration = Duration::from_secs(3);
+/// A node of which nothing is heard for so long is gone.
+const LEASE: Duration = Duration::from_secs(10);
+/// How often it is looked whether one is.
+const TICK: Duration = Duration::from_millis(500);
+/// Users in one message.
+const AT_ONCE: usize = 200;
+
+/// What a node says.
+#[derive(Serialize, Deserialize)]
+struct Said {
+    from: NodeId,
+    /// How many times it has told of users who have changed.
+    told: u64,
+    what: What,
+}
+
+/// The kinds of things that are said.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    Alive,
+    /// These users have changed.
+    Changed(Vec<Change>),
+    /// Everybody, in so many messages, of which this is that one.
+    Everybody(usize, usize, Vec<Change>),
+    /// That node is to tell of everybody it has.
+    TellAll(NodeId),
+    /// The node goes, and its users are about to come back elsewhere.
+    Bye,
+    /// Every socket of the user is disconnected for good.
+    Cut(TenantId, UserId),
+    /// No socket of the user hears the room any more.
+    Expel(TenantId, UserId, RoomId),
+    /// Those who look at boards are shown them again.
+    ShowBoards(TenantId),
+}
+
+/// Another node.
+struct Peer {
+    heard: Instant,
+    told: u64,
+    is_behind: bool,
+    /// When it was last asked to tell of everybody.
+    asked: Option<Instant>,
+    /// What it has told of everybody, while it has not told all.
+    everybody: Vec<Change>,
+}
+
+/// The talk of this node with the others.
+pub struct Talk {
+    pub node: NodeId,
+    cluster: Arc<Cluster>,
+    /// Rung when there is something to tell.
+    pub ring: Arc<Notify>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    peers: HashMap<NodeId, Peer>,
+    /// Nodes that were given up and may yet be heard again.
+    lost: HashSet<NodeId>,
+    told: u64,
+    is_asked_for_all: bool,
+}
+
+impl Talk {
+    pub fn new(node: NodeId, cluster: Arc<Cluster>) -> Self {
+        Self { node, cluster, ring: Arc::default(), state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The other nodes that are there.
+    pub fn peers(&self) -> usize {
+        self.lock().peers.len()
+    }
+
+    /// Says something. Never waits.
+    pub fn say(&self, what: What) {
+        let state = self.lock();
+        self.say_as(state.told, what);
+    }
+
+    fn say_as(&self, told: u64, what: What) {
+        if let Ok(said) = serde_json::to_vec(&Said { from: self.node.clone(), told, what }) {
+            self.cluster.say(said);
+        }
+    }
+
+    /// Tells the others who is here, and notices who of them is gone; until `stop`.
+    pub async fn run(&self, gateway: &Gateway, stop: &CancellationToken) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut said = None::<Instant>;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.ring.notified() => {}
+                _ = ticks.tick() => {
+                    self.look(gateway);
+                    if said.is_none_or(|at| at.elapsed() >= REFRESH) {
+                        said = Some(Instant::now());
+                        self.say(What::Alive);
+                    }
+                }
+            }
+            self.tell(gateway);
+        }
+    }
+
+    /// This node goes; its users are expected elsewhere.
+    pub fn leave(&self, gateway: &Gateway) {
+        self.tell(gateway);
+        self.say(What::Bye);
+    }
+
+    fn tell(&self, gateway: &Gateway) {
+        let presence = &gateway.domain.presence;
+        loop {
+            // Under the lock, so that numbers and what they count leave in one order.
+            let mut state = self.lock();
+            let changes = presence.untold(AT_ONCE);
+            if changes.is_empty() {
+                break;
+            }
+            state.told += 1;
+            self.say_as(state.told, What::Changed(changes));
+        }
+        let mut state = self.lock();
+        if std::mem::take(&mut state.is_asked_for_all) {
+            let everybody = presence.everybody();
+            let parts = everybody.len().div_ceil(AT_ONCE).max(1);
+            let mut chunks = everybody.chunks(AT_ONCE);
+            for part in 0..parts {
+                let some = chunks.next().unwrap_or_default().to_vec();
+                self.say_as(state.told, What::Everybody(part, parts, some));
+            }
+        }
+    }
+
+    /// Gives up nodes that are gone.
+    fn look(&self, gateway: &Gateway) {
+        // What was not heard while Redis was away says nothing.
+        let Some(up) = self.cluster.link.up_since().filter(|up| up.elapsed() >= LEASE) else {
+            return;
+        };
+        let mut state = self.lock();
+        let is_gone = |peer: &Peer| peer.heard.max(up).elapsed() >= LEASE;
+        let gone: Vec<(NodeId, Peer)> = state.peers.extract_if(|_, peer| is_gone(peer)).collect();
+        for (node, peer) in gone {
+            tracing::warn!(node = &*node, "a node is gone: its users are waited for");
+            state.lost.insert(node.clone());
+            let silent = peer.heard.elapsed();
+            gateway.domain.presence.lose(&node, gateway.domain.clock.now().before(silent));
+        }
+    }
+
+    /// What another node has said; `None` when it makes no sense.
+    pub fn hear(&self, gateway: &Gateway, said: &[u8]) -> Option<()> {
+        let Said { from, told, what } = serde_json::from_slice(said).ok()?;
+        if from == self.node {
+            return Some(());
+        }
+        let mut state = self.lock();
+        if matches!(what, What::Bye) {
+            if state.peers.remove(&from).is_some() {
+                tracing::info!(node = &*from, "a node has left");
+            }
+            gateway.domain.presence.lose(&from, gateway.domain.clock.now());
+            return Some(());
+        }
+        let State { peers, lost, is_asked_for_all, .. } = &mut *state;
+        let peer = peers.entry(from.clone()).or_insert_with(|| {
+            tracing::info!(node = &*from, "another node is there");
+            let (heard, asked, everybody) = (Instant::now(), None, Vec::new());
+            Peer { heard, told: 0, is_behind: true, asked, everybody }
+        });
+        peer.heard = Instant::now();
+        match what {
+            What::Alive => peer.is_behind |= told != peer.told,
+            What::Changed(changes) if !peer.is_behind && told == peer.told + 1 => {
+                peer.told = told;
+                gateway.domain.presence.hear(&from, changes);
+            }
+            What::Changed(_) => peer.is_behind = true,
+            What::Everybody(part, parts, some) => {
+                if part == 0 {
+                    peer.everybody.clear();
+                }
+                peer.everybody.extend(some);
+                if part + 1 == parts {
+                    let everybody = std::mem::take(&mut peer.everybody);
+                    (peer.told, peer.is_behind) = (told, false);
+                    let back = gateway.domain.presence.hear_everybody(&from, everybody);
+                    // They had been shown offline.
+                    if lost.remove(&from) {
+                        gateway.fanout.show_online(back);
+                    }
+                }
+            }
+            What::TellAll(node) => {
+                if node == self.node {
+                    *is_asked_for_all = true;
+                    self.ring.notify_one();
+                }
+            }
+            What::Bye => {}
+            What::Cut(tenant, user) => gateway.fanout.cut_user(&tenant, &user),
+            What::Expel(tenant, user, room) => gateway.fanout.expel(&tenant, &user, &room),
+            What::ShowBoards(tenant) => gateway.fanout.boards.show_again(&tenant),
+        }
+        let is_due = peer.asked.is_none_or(|at| at.elapsed() >= TICK);
+        if peer.is_behind && is_due {
+            peer.asked = Some(Instant::now());
+            let told = state.told;
+            self.say_as(told, What::TellAll(from));
+        }
+        Some(())
+    }
+}

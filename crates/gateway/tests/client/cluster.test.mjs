@@ -1,0 +1,231 @@
+// Several nodes are one server, and Node servers may stand among them.
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { io as connect } from "socket.io-client";
+import { DATABASES, Person, eventually, pause, silent, within } from "./harness.mjs";
+import { together } from "./cluster.mjs";
+
+const ALONE = { on: [DATABASES[0]], nodes: 1 };
+
+together("a message reaches the room on every node, once, with the same number", { nodes: 3 }, async (cluster) => {
+  const people = await Promise.all([0, 1, 2].map((node) => cluster.person(node, `p${node}`)));
+  for (const person of people) await person.joins("algebra");
+  for (const [at, person] of people.entries()) {
+    const sent = await person.asks("send-message", { roomId: "algebra", message: `hello ${at}` });
+    assert.equal(sent.ok, true);
+    for (const other of people) {
+      const heard = await other.hears("receive-message");
+      assert.deepEqual([heard.message, heard.seq], [`hello ${at}`, sent.seq]);
+    }
+  }
+  await silent("receive-message", ...people);
+  people[0].says("typing-indicator", { roomId: "algebra", isTyping: true });
+  assert.equal((await people[2].hears("typing-indicator")).userId, "p0");
+});
+
+together("who is here is known on every node", {}, async (cluster) => {
+  const ana = await cluster.person(0, "ana");
+  await ana.joins("algebra");
+  const ben = await cluster.person(1, "ben");
+  await ben.joins("algebra");
+  assert.equal((await ben.hears("user-status-change", (e) => e.userId === "ana")).status, "online");
+  assert.equal((await ana.hears("user-status-change", (e) => e.userId === "ben")).status, "online");
+  for (const node of cluster.nodes) {
+    const { body } = await node.api("GET", "/v1/presence");
+    assert.deepEqual(body.items.map((user) => user.userId), ["ana", "ben"]);
+    const sockets = await node.api("GET", "/v1/connections");
+    assert.equal(sockets.body.items.length, 2);
+    const stats = await (await fetch(`${node.url}/api/stats`)).json();
+    assert.equal(stats.stats.activeConnections, 2);
+  }
+  // A second tab elsewhere keeps a user here.
+  const tab = await cluster.person(1, "ana");
+  ana.leaves();
+  await pause(6000);
+  assert.deepEqual(ben.unheard("user-status-change").filter((e) => e.status === "offline"), []);
+  tab.leaves();
+  const gone = await ben.hears("user-status-change", (e) => e.status === "offline", 8000);
+  assert.equal(gone.userId, "ana");
+});
+
+together("a node that is killed takes its users offline, and nobody else", {}, async (cluster) => {
+  const [ana, ben, cat] = [await cluster.person(0, "ana"), await cluster.person(1, "ben"), await cluster.person(1, "cat")];
+  for (const person of [ana, ben, cat]) await person.joins("algebra");
+  await cluster.nodes[0].kill();
+  const gone = await ben.hears("user-status-change", (e) => e.status === "offline", 15_000);
+  assert.equal(gone.userId, "ana");
+  await silent("user-status-change", cat).catch(() => {});
+  const { body } = await cluster.nodes[1].api("GET", "/v1/presence");
+  assert.deepEqual(body.items.map((user) => user.userId), ["ben", "cat"]);
+});
+
+together("what is done to a user is done on every node", {}, async (cluster) => {
+  const ana = await cluster.person(0, "ana");
+  const elsewhere = await cluster.person(1, "ana");
+  const cut = [ana, elsewhere].map((person) => once(person.socket, "disconnect"));
+  assert.equal((await cluster.nodes[0].api("DELETE", "/v1/users/ana/connections")).status, 200);
+  for (const [reason] of await within(1000, "both are cut", Promise.all(cut))) {
+    assert.equal(reason, "io server disconnect");
+  }
+});
+
+together("messages lost by Redis are found in the outbox", {}, async (cluster) => {
+  const [ana, ben] = [await cluster.person(0, "ana"), await cluster.person(1, "ben")];
+  for (const person of [ana, ben]) await person.joins("algebra");
+  await cluster.redis.kill();
+  const started = Date.now();
+  for (let count = 0; count < 20; count += 1) {
+    assert.equal((await ana.asks("send-message", { roomId: "algebra", message: `${count}` })).ok, true);
+  }
+  for (let count = 0; count < 20; count += 1) {
+    assert.equal((await ben.hears("receive-message")).message, `${count}`);
+    assert.equal((await ana.hears("receive-message")).message, `${count}`);
+  }
+  for (const node of cluster.nodes) {
+    const ready = await fetch(`${node.url}/readyz`);
+    assert.deepEqual([ready.status, await ready.json()], [200, { status: "ready", detail: "degraded" }]);
+  }
+  await cluster.redis.launch();
+  await eventually("both are back", async () => {
+    const up = await Promise.all(cluster.nodes.map((node) => node.metric("carillon_redis_up")));
+    return up.every((one) => one === 1);
+  });
+  ana.says("typing-indicator", { roomId: "algebra", isTyping: true });
+  await ben.hears("typing-indicator", (e) => e.userId === "ana");
+  await pause(Math.max(0, started + 12_000 - Date.now()));
+  await silent("receive-message", ana, ben);
+  // Nobody went offline for it.
+  for (const person of [ana, ben]) {
+    assert.deepEqual(person.unheard("user-status-change").filter((e) => e.status === "offline"), []);
+  }
+  for (const node of cluster.nodes) {
+    const away = node.log.filter((line) => line.includes("Redis is away"));
+    assert.equal(away.length, 1, away.join("\n"));
+  }
+});
+
+together("nothing that comes from Redis does harm", ALONE, async (cluster) => {
+  const ana = await cluster.person(0, "ana");
+  await ana.joins("algebra");
+  const client = await cluster.redis.client();
+  for (const channel of ["socket.io#/#", "socket.io#/#algebra#", "socket.io-request#/#", "socket.io-response#/#", "socket.io-carillon#"]) {
+    for (const payload of ["", "{", "{}", "[]", "\x93", "\xdd\xff\xff\xff\xff", "null", '{"type":99}', '{"type":5}', "x".repeat(100_000)]) {
+      await client.publish(channel, Buffer.from(payload, "latin1"));
+    }
+  }
+  await client.publish("socket.io#/#", Buffer.alloc(20_000_000, 0x91));
+  await eventually("all of it is counted", async () => (await cluster.nodes[0].metric("carillon_redis_malformed_total")) >= 40);
+  await client.close();
+  assert.equal((await ana.asks("send-message", { roomId: "algebra", message: "still here" })).ok, true);
+  assert.equal((await ana.hears("receive-message")).message, "still here");
+  const told = cluster.nodes[0].log.filter((line) => line.includes("cannot be read"));
+  assert.equal(told.length, 1);
+});
+
+together("a server starts without its Redis and finds it later", { ...ALONE }, async (cluster) => {
+  await cluster.redis.kill();
+  cluster.isRedisAway = true;
+  const node = await cluster.add();
+  const ana = await Person.connect(node, "ana").catch((error) => error);
+  assert.ok(ana instanceof Person, `${ana}`);
+  assert.equal((await ana.asks("heartbeat")).ok, true);
+  ana.leaves();
+  await cluster.redis.launch();
+  await eventually("it is found", async () => (await node.metric("carillon_redis_up")) === 1);
+});
+
+together("a Redis that hangs holds up nothing here", ALONE, async (cluster) => {
+  const [ana, ben] = [await cluster.person(0, "ana"), await cluster.person(0, "ben")];
+  for (const person of [ana, ben]) await person.joins("algebra");
+  cluster.redis.freeze();
+  for (let count = 0; count < 50; count += 1) {
+    assert.equal((await ana.asks("send-message", { roomId: "algebra", message: `${count}` })).ok, true);
+    await ben.hears("receive-message");
+    if (count % 10 === 0) await pause(700);
+  }
+  cluster.redis.thaw();
+  await eventually("it is heard again", async () => (await cluster.nodes[0].metric("carillon_redis_up")) === 1);
+});
+
+// Among Node servers.
+
+together("Node servers and emitters speak to everybody here", ALONE, async (cluster) => {
+  const { io } = await cluster.peer();
+  const emitter = await cluster.emitter();
+  const [ana, ben] = [await cluster.person(0, "ana"), await cluster.person(0, "ben", { path: "/api" })];
+  await ana.joins("algebra");
+  io.emit("news", { everybody: true });
+  emitter.emit("news", { everybody: 2 });
+  for (const person of [ana, ben]) {
+    assert.deepEqual([await person.hears("news"), await person.hears("news")], [{ everybody: true }, { everybody: 2 }]);
+  }
+  io.to("algebra").emit("receive-message", { room_id: "algebra", message: "from Node" });
+  assert.equal((await ana.hears("receive-message")).message, "from Node");
+  io.to("user:ben").emit("new-notification", { title: "for Ben" });
+  assert.equal((await ben.hears("new-notification")).title, "for Ben");
+  // One socket that is in several rooms gets one copy; exceptions hold.
+  io.to(["algebra", "user:ana", ana.socket.id]).emit("once", {});
+  await ana.hears("once");
+  io.except("algebra").emit("others", {});
+  await ben.hears("others");
+  io.to(ana.socket.id).emit("bytes", { at: new Date(0) }, Buffer.of(1, 2, 3));
+  await silent("once", ana, ben);
+  await silent("others", ana);
+  const heard = await new Promise((resolve) => {
+    ana.socket.once("bytes", (...args) => resolve(args));
+    io.to(ana.socket.id).emit("bytes", { at: new Date(0) }, Buffer.of(1, 2, 3));
+  });
+  assert.deepEqual(heard, [{ at: "1970-01-01T00:00:00.000Z" }, Buffer.of(1, 2, 3)]);
+});
+
+together("Node servers ask, and are answered", ALONE, async (cluster) => {
+  const { io } = await cluster.peer();
+  const [ana, ben] = [await cluster.person(0, "ana"), await cluster.person(0, "ben")];
+  await ana.joins("algebra");
+  const [found, ...rest] = await within(4500, "fetchSockets", io.in("algebra").fetchSockets());
+  assert.deepEqual(rest, []);
+  assert.equal(found.id, ana.socket.id);
+  assert.ok(found.rooms.has("algebra") && found.rooms.has("user:ana"));
+  assert.deepEqual(found.data, { userId: "ana", userName: "ana Name", role: "STUDENT" });
+  assert.deepEqual([found.handshake.headers, found.handshake.auth], [{}, {}]);
+  assert.equal((await within(4500, "all of them", io.fetchSockets())).length, 2);
+  const rooms = await within(4500, "allRooms", io.of("/").adapter.allRooms());
+  for (const room of ["algebra", "user:ana", "user:ben", ana.socket.id]) assert.ok(rooms.has(room), room);
+  for (const path of ["/chat", "/exam"]) {
+    assert.deepEqual(await within(4500, path, io.of(path).fetchSockets()), []);
+  }
+  // Joining from outside, and leaving.
+  io.in("user:ben").socketsJoin("algebra");
+  await eventually("Ben is in the room", async () => (await io.in("algebra").fetchSockets()).length === 2);
+  await ana.asks("send-message", { roomId: "algebra", message: "hello" });
+  assert.equal((await ben.hears("receive-message")).message, "hello");
+  io.in("user:ben").socketsLeave("algebra");
+  await eventually("Ben is out", async () => (await io.in("algebra").fetchSockets()).length === 1);
+  // Clients answer.
+  ana.socket.on("question", (what, answer) => answer({ was: what }));
+  ben.socket.on("question", (what, answer) => answer({ was: what }));
+  const answers = await io.timeout(3000).emitWithAck("question", "six by nine");
+  assert.deepEqual(answers, [{ was: "six by nine" }, { was: "six by nine" }]);
+  assert.deepEqual(await within(4500, "serverSideEmit", io.serverSideEmitWithAck("ping", 1)), [null]);
+  const gone = once(ben.socket, "disconnect");
+  io.in("user:ben").disconnectSockets(true);
+  assert.deepEqual(await gone, ["io server disconnect", undefined].slice(0, (await gone).length));
+});
+
+together("clients of Node servers hear what happens here", { ...ALONE, on: [DATABASES[0]] }, async (cluster) => {
+  const peer = await cluster.peer();
+  peer.io.on("connection", (socket) => socket.join(["algebra", "user:zoe"]));
+  const zoe = connect(peer.url, { transports: ["websocket"], forceNew: true });
+  cluster.keep({ dispose: () => zoe.disconnect() });
+  await once(zoe, "connect");
+  const heard = [];
+  zoe.onAny((name, payload) => heard.push([name, payload]));
+  const ana = await cluster.person(0, "ana");
+  await ana.joins("algebra");
+  const sent = await ana.asks("send-message", { roomId: "algebra", message: "from here" });
+  await eventually("it is heard there", () => heard.some(([name]) => name === "receive-message"));
+  const [, message] = heard.find(([name]) => name === "receive-message");
+  assert.deepEqual([message.message, message.seq, message.id], ["from here", sent.seq, sent.id]);
+  ana.says("typing-indicator", { roomId: "algebra", isTyping: true });
+  await eventually("typing, too", () => heard.some(([name]) => name === "typing-indicator"));
+});
