@@ -375,7 +375,7 @@ async fn run(
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The name and the one payload: no argument counts as `null`.
-fn parse(text: &str) -> Result<(Cow<'_, str>, Result<&RawValue, Refusal>), serde_json::Error> {
+pub fn parse(text: &str) -> Result<(Cow<'_, str>, Result<&RawValue, Refusal>), serde_json::Error> {
     let parts: Vec<&RawValue> = serde_json::from_str(text)?;
     let name = parts.first().map_or("\"\"", |name| name.get());
     let payload = match parts.get(1..) {

@@ -30,6 +30,9 @@ mod strangers;
 mod token;
 mod verify;
 
+/// For `examples/instructions.rs`.
+pub use inbox::parse as parse_event;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use axum::Router;

@@ -4,6 +4,7 @@
 
 use std::{
     future::poll_fn,
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Instant,
@@ -12,7 +13,10 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use carillon_domain::contract::Command;
 use futures_util::{Sink as _, Stream as _};
-use tokio::{net::TcpStream, time::sleep_until};
+use tokio::{
+    net::{TcpSocket, TcpStream, lookup_host},
+    time::sleep_until,
+};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{Message, Utf8Bytes, protocol::WebSocketConfig},
@@ -89,6 +93,8 @@ pub fn is_ok(arguments: &str) -> bool {
 pub struct Target {
     address: String,
     websocket: String,
+    /// The address that connections come from, if it matters.
+    from: Option<IpAddr>,
 }
 
 impl Target {
@@ -100,7 +106,22 @@ impl Target {
         let host = url.host_str().context("the URL has no host")?;
         let address = format!("{host}:{}", url.port_or_known_default().unwrap_or(80));
         let websocket = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
-        Ok(Self { address, websocket })
+        Ok(Self { address, websocket, from: None })
+    }
+
+    /// The same server, seen from that address of this machine.
+    #[must_use]
+    pub fn from(&self, from: Option<IpAddr>) -> Self {
+        Self { from, ..self.clone() }
+    }
+
+    async fn connect(&self) -> anyhow::Result<TcpStream> {
+        let Some(from) = self.from else { return Ok(TcpStream::connect(&self.address).await?) };
+        let mut addresses = lookup_host(&self.address).await?;
+        let to = addresses.find(|to| to.is_ipv4() == from.is_ipv4()).context("no such address")?;
+        let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.bind((from, 0).into())?;
+        Ok(socket.connect(to).await?)
     }
 
     pub fn address(&self) -> &str {
@@ -117,16 +138,7 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(target: &Target, token: &str, buffers: Buffers) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(&target.address).await.context("cannot connect")?;
-        stream.set_nodelay(true)?;
-        let config = WebSocketConfig::default()
-            .read_buffer_size(buffers.read)
-            .write_buffer_size(buffers.write);
-        let (socket, _) = client_async_with_config(&target.websocket, stream, Some(config)).await?;
-        let mut client = Self { socket, last_id: 0, has_unsent: false };
-
-        let open = client.next().await?;
-        ensure!(Frame::parse(&open) == Frame::Open, "not an Engine.IO handshake: {open}");
+        let mut client = Self::open(target, buffers).await?;
         client.send(format!("40{}", serde_json::json!({ "token": token })))?;
         loop {
             let frame = client.next().await?;
@@ -136,6 +148,21 @@ impl Client {
                 _ => {}
             }
         }
+    }
+
+    /// As far as the engine's handshake: in no namespace, and nobody in particular.
+    pub async fn open(target: &Target, buffers: Buffers) -> anyhow::Result<Self> {
+        let stream = target.connect().await.context("cannot connect")?;
+        stream.set_nodelay(true)?;
+        let config = WebSocketConfig::default()
+            .read_buffer_size(buffers.read)
+            .write_buffer_size(buffers.write);
+        let (socket, _) = client_async_with_config(&target.websocket, stream, Some(config)).await?;
+        let mut client = Self { socket, last_id: 0, has_unsent: false };
+
+        let open = client.next().await?;
+        ensure!(Frame::parse(&open) == Frame::Open, "not an Engine.IO handshake: {open}");
+        Ok(client)
     }
 
     /// Sends a command that is to be acknowledged; its number comes back with the reply.
@@ -148,9 +175,28 @@ impl Client {
 
     /// Queues a frame; whatever the kernel does not take at once goes out while `next` waits, so
     /// a server that does not read cannot keep us from reading.
-    fn send(&mut self, text: String) -> anyhow::Result<()> {
+    pub fn send(&mut self, text: String) -> anyhow::Result<()> {
         self.has_unsent = true;
         Ok(Pin::new(&mut self.socket).start_send(Message::text(text))?)
+    }
+
+    /// Waits until the kernel has taken all; what comes meanwhile is let go.
+    pub async fn flush(&mut self) -> anyhow::Result<()> {
+        while self.has_unsent {
+            let polled = poll_fn(|cx| match self.poll(cx) {
+                Poll::Ready(message) => Poll::Ready(Some(message)),
+                Poll::Pending if self.has_unsent => Poll::Pending,
+                Poll::Pending => Poll::Ready(None),
+            });
+            match polled.await.transpose()? {
+                Some(Message::Text(text)) if Frame::parse(&text) == Frame::Ping => {
+                    self.send("3".into())?;
+                }
+                Some(Message::Close(_)) => bail!("the server closed the connection"),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The next text frame that is no ping. Nothing is lost when the future is dropped.

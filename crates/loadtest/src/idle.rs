@@ -125,7 +125,7 @@ impl Setup {
 }
 
 /// Answers pings; ends with the connection.
-async fn live(mut client: Client) -> anyhow::Error {
+pub async fn live(mut client: Client) -> anyhow::Error {
     loop {
         match client.next().await {
             Ok(frame) if Frame::parse(&frame) == Frame::Disconnected => {

@@ -1,11 +1,13 @@
 //! Load for a Carillon server, or for one that speaks as much of its contract: chat fan-out,
 //! counted and timed at the receiving end; commands, timed at the asking end; connections.
 
+mod abuse;
 mod api;
 mod asking;
 mod client;
 mod connect;
 mod echo;
+mod entering;
 mod idle;
 mod member;
 mod notify;
@@ -18,7 +20,8 @@ mod setup;
 mod tally;
 
 use std::{
-    fmt::Display, fs::File, io::BufWriter, path::PathBuf, process::ExitCode, time::Duration,
+    fmt::Display, fs::File, io::BufWriter, path::PathBuf, process::ExitCode, sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
@@ -28,10 +31,12 @@ use tokio::runtime::Builder;
 use url::Url;
 
 use crate::{
+    abuse::{Abuse, Coming},
     asking::Asking,
     client::Target,
     connect::Connecting,
     echo::Echoing,
+    entering::Entering,
     idle::Idling,
     member::Pace,
     notify::Notifying,
@@ -69,6 +74,9 @@ struct Cli {
     /// Members of each room who write.
     #[arg(long, default_value_t = 1)]
     publishers: usize,
+    /// Members of each room who read nothing any more once the others talk; not its publishers.
+    #[arg(long, default_value_t = 0)]
+    stalled: usize,
     /// Unanswered messages per publisher: the next is sent when one is answered.
     #[arg(long, default_value_t = 1, conflicts_with = "rate")]
     in_flight: usize,
@@ -98,10 +106,18 @@ struct Cli {
 enum Load {
     #[command(flatten)]
     Asking(Asking),
+    /// Clients that do what none should; to be watched with `come` and `--server-pid` beside it.
+    #[command(subcommand)]
+    Abuse(Abuse),
+    /// Somebody honest comes every so often, as the shipped frontend does: how long until they are
+    /// in.
+    Come(Coming),
     /// Users connect and go, many at once or at a rate.
     Connect(Connecting),
     /// Heartbeats with acknowledgements, which touch no database. Raise `limits.rates.heartbeat`.
     Echo(Echoing),
+    /// Sockets that enter a room where others sit and leave it again. Raise `limits.rates.room`.
+    Enter(Entering),
     /// Connections that do nothing: the server's memory for each of them, and its CPU time.
     Idle(Idling),
     /// The school's backend notifies everybody, again and again.
@@ -130,6 +146,7 @@ impl Cli {
                 members: self.members,
                 users: self.users,
                 publishers: self.publishers,
+                stalled: self.stalled,
                 pace: self.pace()?,
                 warmup_seconds: self.warmup.as_secs_f64(),
                 measured_seconds: self.duration.as_secs_f64(),
@@ -152,18 +169,26 @@ impl Cli {
     /// `false` when anything was refused or lost.
     fn load(&self, load: &Load) -> anyhow::Result<bool> {
         ensure!(!self.duration.is_zero(), "--duration 0 would measure nothing");
-        let setup = Setup {
+        let setup = Arc::new(Setup {
             target: Target::new(&self.url)?,
             secret: self.secret.clone(),
             warmup: self.warmup,
             duration: self.duration,
             server: self.server_pid.map(Process::of_id),
-        };
+        });
         let runtime = Builder::new_current_thread().enable_all().build()?;
         match load {
             Load::Asking(asking) => {
                 let report = runtime.block_on(setup.ask(asking))?;
                 self.tell(&report, report.refused.is_empty())
+            }
+            Load::Abuse(abuse) => {
+                let report = runtime.block_on(setup.abuse(abuse))?;
+                self.tell(&report, true)
+            }
+            Load::Come(coming) => {
+                let report = runtime.block_on(setup.come(coming))?;
+                self.tell(&report, report.kept_out == 0)
             }
             Load::Connect(connecting) => {
                 let report = runtime.block_on(setup.storm(connecting))?;
@@ -172,6 +197,10 @@ impl Cli {
             Load::Echo(echoing) => {
                 let report = runtime.block_on(setup.echo(echoing))?;
                 self.tell(&report, report.refused.is_empty())
+            }
+            Load::Enter(entering) => {
+                let report = runtime.block_on(setup.enter(entering))?;
+                self.tell(&report, true)
             }
             Load::Idle(idling) => {
                 let report = runtime.block_on(setup.idle(idling))?;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write as _,
+    future::pending,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,6 +45,8 @@ pub struct Member {
     /// By publisher of the room.
     heard: Vec<Tally>,
     publisher: Option<Publisher>,
+    /// Reads nothing any more once the others talk.
+    stalls: bool,
     /// Refusals by code.
     refusals: BTreeMap<String, u64>,
 }
@@ -120,7 +123,13 @@ impl Member {
             }
         }
         let heard = (0..publishers).map(|_| Tally::default()).collect();
-        Ok(Self { client, run, heard, publisher, refusals: BTreeMap::new() })
+        Ok(Self { client, run, heard, publisher, stalls: false, refusals: BTreeMap::new() })
+    }
+
+    /// It reads nothing any more once the others talk, and no account is kept of what it hears.
+    #[must_use]
+    pub fn stalling(self) -> Self {
+        Self { stalls: true, ..self }
     }
 
     /// Listens, and publishes when it is time, until the run is stopped.
@@ -134,7 +143,7 @@ impl Member {
             _ = stopped.changed() => None,
         };
         Outcome {
-            heard: self.heard,
+            heard: if self.stalls { Vec::new() } else { self.heard },
             accepted: self.publisher.map(Publisher::accepted),
             refusals: self.refusals,
             lost,
@@ -143,6 +152,12 @@ impl Member {
 
     /// Ends only with the connection.
     async fn take_part(&mut self, started: &mut watch::Receiver<()>) -> anyhow::Result<()> {
+        if self.stalls {
+            tokio::select! {
+                ended = self.listen() => return ended,
+                _ = started.changed() => return pending().await,
+            }
+        }
         if let Some(pace) = self.publisher.as_ref().map(|publisher| publisher.pace) {
             tokio::select! {
                 ended = self.listen() => return ended,

@@ -19,6 +19,8 @@ pub struct Settings {
     pub users: Option<usize>,
     /// Of each room; the first of its members.
     pub publishers: usize,
+    /// Of each room; the last of its members.
+    pub stalled: usize,
     pub pace: Pace,
     pub warmup_seconds: f64,
     pub measured_seconds: f64,
@@ -189,6 +191,7 @@ mod tests {
                 members: 1_000,
                 users: None,
                 publishers: 1,
+                stalled: 0,
                 pace: Pace::InFlight(4),
                 warmup_seconds: 2.0,
                 measured_seconds: 10.0,

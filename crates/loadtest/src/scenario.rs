@@ -123,10 +123,10 @@ impl Scenario {
 
     /// Everybody connected and in their room, each a task, and quiet.
     pub async fn gather(&self) -> anyhow::Result<Gathered> {
-        let Settings { rooms, members, users, publishers, .. } = self.settings;
+        let Settings { rooms, members, users, publishers, stalled, .. } = self.settings;
         ensure!(
-            rooms > 0 && (1..=members).contains(&publishers),
-            "a room has at least one publisher, and its publishers are members"
+            rooms > 0 && publishers > 0 && publishers + stalled <= members,
+            "a room has at least one publisher, and those who publish or stall are members"
         );
         ensure!(users != Some(0), "--users 0 would leave nobody to be a member");
         let run = Arc::new(Run::new()?);
@@ -168,7 +168,7 @@ impl Scenario {
         room: usize,
         seat: usize,
     ) -> anyhow::Result<Member> {
-        let Settings { rooms, users, publishers, pace, .. } = self.settings;
+        let Settings { rooms, members, users, publishers, stalled, pace, .. } = self.settings;
         let user = users.map_or(seat, |users| seat % users);
         let token = token(&self.secret, &format!("{name}-{room}-{user}"))?;
         let room_id = RoomId::new(format!("{name}-{room}"))?;
@@ -177,7 +177,8 @@ impl Scenario {
             Publisher::new(room_id.clone(), seat, turn as u64, of as u64, pace)
         });
         let client = Client::connect(&self.target, &token, Buffers::HEARING).await?;
-        Member::enter(client, run.clone(), room_id, publishers, publisher).await
+        let member = Member::enter(client, run.clone(), room_id, publishers, publisher).await?;
+        Ok(if seat < members - stalled { member } else { member.stalling() })
     }
 
     /// A line a second until then.
@@ -208,7 +209,7 @@ impl Scenario {
 
     /// Waits until all is answered and delivered, or nothing moves any more.
     async fn settle(&self, run: &Run) {
-        let members = self.settings.members as u64;
+        let members = (self.settings.members - self.settings.stalled) as u64;
         let mut last = (0, 0);
         let mut moved = Instant::now();
         while moved.elapsed() < PATIENCE {

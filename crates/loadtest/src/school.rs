@@ -102,6 +102,7 @@ impl Setup {
                 members: schooling.members,
                 users: None,
                 publishers: 1,
+                stalled: 0,
                 pace: Pace::PerSecond(schooling.message_rate),
                 warmup_seconds: self.warmup.as_secs_f64(),
                 measured_seconds: self.duration.as_secs_f64(),
