@@ -114,6 +114,7 @@ impl World {
                 NOW,
             ),
             leaderboard: leaderboard::Settings::default(),
+            recovery: carillon_domain::recovery::Settings::default(),
         };
         let world = Self { app, caller };
         if !is_filled {
