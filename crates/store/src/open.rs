@@ -304,7 +304,7 @@ async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
     let options = PgConnectOptions::from_str(url)?
         .application_name("carillon")
         .statement_cache_capacity(PREPARED)
-        .options([("lock_timeout", "2000"), ("idle_in_transaction_session_timeout", "10000")]);
+        .options([("lock_timeout", "2000"), ("idle_in_transaction_session_timeout", "5000")]);
     let pool = PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS)
         .acquire_timeout(PATIENCE)

@@ -7,11 +7,12 @@ import net from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { test } from "node:test";
+import { createInterface } from "node:readline";
 import { createAdapter } from "@socket.io/redis-adapter";
 import { Emitter } from "@socket.io/redis-emitter";
 import { createClient } from "redis";
 import { Server as NodeIo } from "socket.io";
-import { Person, POSTGRES, Server, eventually } from "./harness.mjs";
+import { Person, POSTGRES, Server, conformance, eventually, within } from "./harness.mjs";
 
 /** Where there is no Redis, the stories about several nodes are skipped. */
 const redisServer = process.env.CARILLON_TEST_REDIS
@@ -117,6 +118,46 @@ export class NodePeer {
     // What it unsubscribed from is answered first.
     for (const client of this.clients) await client.close();
   }
+}
+
+/** The adapter by itself, told what to do; see its example `peer`. */
+export class AdapterPeer {
+  static async start(redis) {
+    const peer = new AdapterPeer();
+    peer.child = spawn(path.join(path.dirname(conformance), "peer"), [redis.url], { stdio: ["pipe", "pipe", "inherit"] });
+    peer.lines = createInterface({ input: peer.child.stdout })[Symbol.asyncIterator]();
+    await peer.next();
+    return peer;
+  }
+
+  /** The next line that is an answer. */
+  async next() {
+    for (;;) {
+      const { value } = await within(8000, "a line of the adapter", this.lines.next());
+      const said = JSON.parse(value);
+      if (said?.broadcast === undefined) return said;
+    }
+  }
+
+  async asks(...command) {
+    this.child.stdin.write(`${JSON.stringify(command)}\n`);
+    return this.next();
+  }
+
+  async dispose() {
+    this.child.stdin.end();
+    await once(this.child, "exit");
+  }
+}
+
+/** Breaks a person's link as a network would; resolves when they notice. */
+export function cutsOff(person) {
+  const { engine } = person.socket.io;
+  const gone = once(person.socket, "disconnect");
+  if (engine.transport.name === "websocket") engine.transport.ws.terminate?.() ?? engine.transport.ws.close();
+  else engine.transport.doClose = () => {};
+  engine.onError?.("cut") ?? engine._onError("cut");
+  return gone;
 }
 
 /** Nodes of ours on one database and one Redis, and people who connect to them. */

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { io as connect } from "socket.io-client";
 import { DATABASES, Person, eventually, pause, silent, within } from "./harness.mjs";
-import { together } from "./cluster.mjs";
+import { AdapterPeer, together } from "./cluster.mjs";
 
 const ALONE = { on: [DATABASES[0]], nodes: 1 };
 
@@ -228,4 +228,32 @@ together("clients of Node servers hear what happens here", { ...ALONE, on: [DATA
   assert.deepEqual([message.message, message.seq, message.id], ["from here", sent.seq, sent.id]);
   ana.says("typing-indicator", { roomId: "algebra", isTyping: true });
   await eventually("typing, too", () => heard.some(([name]) => name === "typing-indicator"));
+});
+
+together("Node servers are asked, and answer", { on: [DATABASES[0]], nodes: 0 }, async (cluster) => {
+  const { io, url } = await cluster.peer();
+  io.on("connection", (socket) => socket.join("algebra"));
+  io.on("ping", (value, answer) => answer({ pong: value }));
+  const zoe = connect(url, { transports: ["websocket"], forceNew: true });
+  cluster.keep({ dispose: () => zoe.disconnect() });
+  await once(zoe, "connect");
+  const peer = cluster.keep(await AdapterPeer.start(cluster.redis));
+  const [found, ...rest] = await peer.asks("fetch", "algebra");
+  assert.deepEqual([found.id, found.rooms, rest], [zoe.id, [zoe.id, "algebra"], []]);
+  assert.deepEqual((await peer.asks("rooms")).sort(), [zoe.id, "algebra"].sort());
+  assert.deepEqual(await peer.asks("server-side", null, ["ping", 7]), [{ pong: 7 }]);
+  zoe.on("question", (what, answer) => answer({ was: what }));
+  assert.deepEqual(await peer.asks("ask", "algebra", ["question", { deep: [1, null, 2.5, "ü"] }]), [{ was: { deep: [1, null, 2.5, "ü"] } }]);
+  const heard = new Promise((resolve) => zoe.once("news", (...args) => resolve(args)));
+  assert.equal(await peer.asks("emit", "algebra", ["news", { a: 1 }, "two"]), "ok");
+  assert.deepEqual(await heard, [{ a: 1 }, "two"]);
+  await peer.asks("join", "algebra", "geometry");
+  await eventually("joined", async () => (await io.in("geometry").fetchSockets()).length === 1);
+  await peer.asks("leave", "algebra", "geometry");
+  await eventually("left", async () => (await io.in("geometry").fetchSockets()).length === 0);
+  // And the other way round: nobody waits for us.
+  assert.deepEqual(await within(4500, "an answer", io.serverSideEmitWithAck("ping", 8)), [8]);
+  const gone = once(zoe, "disconnect");
+  await peer.asks("disconnect", "algebra");
+  await within(2000, "Zoe is cut", gone);
 });

@@ -2,21 +2,11 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { DATABASES, Person, POSTGRES, eventually, pause, silent, story, token, within } from "./harness.mjs";
-import { together } from "./cluster.mjs";
+import { cutsOff, together } from "./cluster.mjs";
 import { Raw } from "./raw.mjs";
 
 const COMES_BACK = { reconnection: true, reconnectionDelay: 100, reconnectionDelayMax: 300 };
 const POLLING = { ...COMES_BACK, transports: ["polling"] };
-
-/** Breaks the link as a network would. */
-function cutsOff(person) {
-  const { engine } = person.socket.io;
-  const gone = once(person.socket, "disconnect");
-  if (engine.transport.name === "websocket") engine.transport.ws.terminate?.() ?? engine.transport.ws.close();
-  else engine.transport.doClose = () => {};
-  engine.onError?.("cut") ?? engine._onError("cut");
-  return gone;
-}
 
 const says = (person, message) => person.asks("send-message", { roomId: "algebra", message });
 const told = (person) => person.unheard("receive-message").map((message) => message.message);
