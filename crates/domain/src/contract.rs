@@ -108,6 +108,9 @@ pub trait Event: Serialize + JsonSchema + 'static {
     const DURABLE: bool = false;
     /// True: its last key is `participantCount`, which is counted when it leaves.
     const COUNTS: bool = false;
+    /// True: in a large room only the latest of them is told, a few times a second. Two thousand who
+    /// come in together would be told four million times.
+    const PACED: bool = Self::COUNTS;
 }
 
 /// Client to server. The payload type is the definition; its newtypes are the validation.
@@ -391,6 +394,7 @@ pub struct EventRow {
     pub paths: &'static [&'static str],
     pub whom: &'static str,
     pub durable: bool,
+    pub paced: bool,
     pub payload: fn() -> Schema,
 }
 
@@ -406,6 +410,7 @@ pub const fn event<E: Event>() -> EventRow {
         paths: <E::In as Namespace>::PATHS,
         whom: <E::To as To>::WHOM,
         durable: E::DURABLE,
+        paced: E::PACED,
         payload: sent::<E>,
     }
 }

@@ -92,6 +92,7 @@ impl Event for UserStatusChange {
     type In = Chat;
     type To = ToAcquainted;
     const NAME: &'static str = "user-status-change";
+    const PACED: bool = true;
 }
 
 type Key = (TenantId, UserId);

@@ -453,28 +453,47 @@ impl Fanout {
     /// Sends what has no place in the order. Counts are made and sent one after another, so that
     /// the last one anybody hears is true.
     fn send_now(&self, tenant: &TenantId, seat: Option<&Seat>, mut emit: Emit) {
+        if emit.row.paced && self.leave_to_crowds(tenant, &mut emit) {
+            return;
+        }
         let Some(room) = emit.counting.take() else {
             return self.send_everywhere(tenant, seat, &emit);
         };
         let lane = self.lane(tenant);
         let _turn = lane.as_ref().map(|lane| lane.lock());
         let count = self.domain.presence.occupants(tenant, &room);
-        if count > CROWD && matches!(emit.to, Address::Others(..)) {
-            let mut crowds = self.crowds.lock().unwrap_or_else(PoisonError::into_inner);
-            crowds.insert((tenant.clone(), room, emit.row.name), emit);
-            return;
-        }
         emit.payload = recount(&emit.payload, count);
         self.send_everywhere(tenant, seat, &emit);
+    }
+
+    /// Keeps what is for large rooms until they are told; true when nobody else is left.
+    fn leave_to_crowds(&self, tenant: &TenantId, emit: &mut Emit) -> bool {
+        let is_crowd = |room: &RoomId| self.domain.presence.occupants(tenant, room) > CROWD;
+        let (about, crowds) = match &mut emit.to {
+            Address::Others(room, about) if is_crowd(room) => (about.clone(), vec![room.clone()]),
+            Address::Around(about, rooms) => {
+                (about.clone(), rooms.extract_if(.., |room| is_crowd(room)).collect())
+            }
+            _ => return false,
+        };
+        let mut waiting = self.crowds.lock().unwrap_or_else(PoisonError::into_inner);
+        for room in crowds {
+            let to = Address::Others(room.clone(), about.clone());
+            let later = Emit { to, ..emit.clone() };
+            waiting.insert((tenant.clone(), room, emit.row.name), later);
+        }
+        matches!(emit.to, Address::Others(..))
     }
 
     /// Tells crowds the latest of what happened in them; a few times a second.
     pub fn tell_crowds(&self) {
         let crowds =
             std::mem::take(&mut *self.crowds.lock().unwrap_or_else(PoisonError::into_inner));
-        for ((tenant, room, _), mut emit) in crowds {
-            let count = self.domain.presence.occupants(&tenant, &room);
-            emit.payload = recount(&emit.payload, count);
+        for ((tenant, _, _), mut emit) in crowds {
+            if let Some(room) = emit.counting.take() {
+                let count = self.domain.presence.occupants(&tenant, &room);
+                emit.payload = recount(&emit.payload, count);
+            }
             self.send_everywhere(&tenant, None, &emit);
         }
     }

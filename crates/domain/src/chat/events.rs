@@ -42,6 +42,7 @@ impl Event for UserJoinedRoom {
     type In = Chat;
     type To = ToOthers;
     const NAME: &'static str = "user-joined-room";
+    const PACED: bool = true;
 }
 
 /// Somebody left the room with their last socket.
@@ -56,6 +57,7 @@ impl Event for UserLeftRoom {
     type In = Chat;
     type To = ToOthers;
     const NAME: &'static str = "user-left-room";
+    const PACED: bool = true;
 }
 
 /// The answer to `leave-room`.
