@@ -127,6 +127,16 @@ export class Balancer {
   }
 }
 
+/** So many, a few at a time: they all share one thread, and none has for ever to connect. */
+export async function arrive(count, one) {
+  const all = [];
+  while (all.length < count) {
+    const next = Array.from({ length: Math.min(10, count - all.length) }, (_, index) => one(all.length + index));
+    all.push(...await Promise.all(next));
+  }
+  return all;
+}
+
 /** A story of three nodes: `world.nodes`, the first of them `world.server`, and `world.balancer`. */
 export function clusterStory(title, { env = {}, nodes = 3, ...options }, run) {
   const together = { ...ADVERTISED, ...env };

@@ -11,7 +11,7 @@ import path from "node:path";
 import { test } from "node:test";
 import { buffer } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
-import { clusterStory, tagOf } from "./balancer.mjs";
+import { arrive, clusterStory, tagOf } from "./balancer.mjs";
 import { Person, Server, eventually, pause, token } from "./harness.mjs";
 import { Polling } from "./raw.mjs";
 
@@ -160,7 +160,7 @@ async function talker(server, id, options) {
 }
 
 const crowd = (server, count, options, from = 0) =>
-  Promise.all(Array.from({ length: count }, (_, index) => talker(server, `s${from + index}`, options)));
+  arrive(count, (index) => talker(server, `s${from + index}`, options));
 
 async function says(person) {
   const message = `${person.id} ${person.sent.length}`;

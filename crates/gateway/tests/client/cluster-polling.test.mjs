@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { after, test } from "node:test";
-import { ADVERTISED, Balancer, clusterStory, tagOf } from "./balancer.mjs";
+import { ADVERTISED, Balancer, arrive, clusterStory, tagOf } from "./balancer.mjs";
 import { POSTGRES, Person, Server, eventually, freshPostgres, pause, story, token, within } from "./harness.mjs";
 import { Polling } from "./raw.mjs";
 
@@ -59,7 +59,7 @@ async function says(person, count) {
 }
 
 const crowd = (world, count, options) =>
-  Promise.all(Array.from({ length: count }, (_, index) => talker(world, `s${index}`, options)));
+  arrive(count, (index) => talker(world, `s${index}`, options));
 
 /** The node that holds a session, and those that do not. */
 function holder(world, sid) {
@@ -326,11 +326,7 @@ test(`${clients} clients poll round robin for ${seconds} s, and nothing is lost`
   try {
     while (nodes.length < 3) nodes.push(await Server.start({ databaseUrl, env: { ...ADVERTISED, ...BUSY } }));
     balancer = await Balancer.over(nodes);
-    // A class at a time.
-    while (people.length < clients) {
-      const some = Array.from({ length: Math.min(10, clients - people.length) }, (_, index) => `s${people.length + index}`);
-      people.push(...await Promise.all(some.map((id) => talker({ balancer }, id, { transports: ["polling"], agent }))));
-    }
+    await arrive(clients, async (index) => people.push(await talker({ balancer }, `s${index}`, { transports: ["polling"], agent })));
     const until = Date.now() + seconds * 1000;
     // A message from each of them every so often; the first ones spread over that time.
     const every = Math.max(1000, clients * 30);
