@@ -19,6 +19,9 @@ CREATE TABLE recovery_sessions (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX recovery_sessions_by_connection ON recovery_sessions (tenant_id, connection_id);
 CREATE INDEX recovery_sessions_by_loss ON recovery_sessions (lost_at) WHERE lost_at IS NOT NULL;
+-- Whose runs of the server are gone is looked for by them.
+CREATE INDEX recovery_sessions_by_node ON recovery_sessions (node_id) WHERE lost_at IS NULL;
+CREATE INDEX joined_rooms_by_node ON joined_rooms (node_id) WHERE lost_at IS NULL;
 
 -- The tenant's offset up to which a room was shown when it was joined.
 ALTER TABLE joined_rooms ADD COLUMN shown_offset INTEGER NOT NULL DEFAULT 0;

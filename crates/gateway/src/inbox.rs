@@ -288,6 +288,9 @@ async fn perform(gateway: &Arc<Gateway>, asked: Asked) -> Option<Performed> {
         match (route, payload) {
             (Some(route), Ok(payload)) => {
                 let again = route.enters.and_then(|enters| enters(payload));
+                if let Some(room) = &again {
+                    seat.is_about_to_show(room);
+                }
                 let again =
                     again.and_then(|room| Some((gateway.fanout.pause(&seat, &room)?, room)));
                 let acknowledged = ack.is_some();

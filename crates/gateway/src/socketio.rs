@@ -10,9 +10,9 @@ use std::{
 };
 
 use carillon_domain::{
-    Caller, ConnectionId, Refusal, TenantId, Timestamp, UserId,
+    Caller, ConnectionId, Refusal, RoomId, TenantId, Timestamp, UserId,
     api::refused::Kind,
-    chat::returning::Change,
+    chat::returning::{self, Change},
     contract::{ALL_PATHS, Event as _},
     dispatch::{Grant, Joined},
     identity::{Account, Issue, UserStatus},
@@ -69,6 +69,8 @@ pub struct Seat {
     /// What it goes on from, until it has; or why it cannot.
     resuming: Mutex<Option<Box<Resuming>>>,
     is_superseded: AtomicBool,
+    /// The rooms it has gone on in, until they are shown anew.
+    to_show: Mutex<Vec<RoomId>>,
 }
 
 /// A socket whose client showed a private id.
@@ -165,6 +167,8 @@ impl Seat {
         let (domain, caller) = (&gateway.domain, self.current());
         let groups = domain.presence.group_rooms(&caller.tenant, &caller.user);
         gateway.fanout.resume(self, recovered, &groups).await;
+        let rooms = recovered.rooms.iter().map(|(room, _)| room.clone()).collect();
+        *self.to_show.lock().unwrap_or_else(PoisonError::into_inner) = rooms;
         match session::resumed(domain, &caller).await {
             Ok(effects) => gateway.fanout.deliver(self, effects).await,
             Err(_) => gateway.connections.kill(&self.connection, Closing::Unavailable),
@@ -180,6 +184,7 @@ impl Seat {
             // It has come to a WebSocket since it connected.
             self.let_out(gateway);
         }
+        self.show_rooms(gateway).await;
         let caller = self.current();
         let (effects, result) = session::settled(&gateway.domain, &caller).await;
         gateway.fanout.deliver(self, effects).await;
@@ -187,6 +192,27 @@ impl Seat {
         let code = refusal.code().as_str();
         tracing::warn!(code, "a socket could not be given what is kept for its user");
         refusal.retry_after().is_none()
+    }
+
+    /// Its client asks to be shown the room: once is enough.
+    pub fn is_about_to_show(&self, room: &RoomId) {
+        self.to_show.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other != room);
+    }
+
+    /// Shows the rooms anew that the socket has gone on in: its page may have been without listeners
+    /// for a moment.
+    async fn show_rooms(&self, gateway: &Gateway) {
+        let rooms =
+            std::mem::take(&mut *self.to_show.lock().unwrap_or_else(PoisonError::into_inner));
+        let (caller, now) = (self.current(), gateway.domain.clock.now());
+        for room in rooms {
+            let Some(after) = gateway.fanout.pause(self, &room) else { continue };
+            match returning::bring_back(&gateway.domain, &caller, &room, now).await {
+                Ok(effects) if !effects.is_empty() => gateway.fanout.deliver(self, effects).await,
+                // As it was.
+                _ => gateway.fanout.join(self, &room, after).await,
+            }
+        }
     }
 
     /// Takes the socket out of what its user may not hear any more.
@@ -355,6 +381,7 @@ async fn connect(
         renewed: Mutex::default(),
         resuming: Mutex::new(kept.resuming.map(Box::new)),
         is_superseded: AtomicBool::new(false),
+        to_show: Mutex::default(),
     });
     socket.extensions.insert(seat.clone());
     socket.on_fallback(ToInbox { gateway: gateway.clone(), seat: seat.clone() });

@@ -54,46 +54,67 @@ const LOSE: &str = "UPDATE joined_rooms SET lost_at = $3
     WHERE tenant_id = $1 AND connection_id = $2 AND lost_at IS NULL AND node_id = $4";
 const GO: &str = "DELETE FROM joined_rooms WHERE tenant_id = $1
     AND (connection_id = $2 OR user_id = $3 AND lost_at IS NOT NULL)";
-/// What of others is lost, in `joined_rooms` or `recovery_sessions`.
-macro_rules! lose_of_others {
-    ($table:literal, $last:literal, $is_gone:literal) => {
+/// What of earlier runs is lost, in `joined_rooms` or `recovery_sessions`.
+macro_rules! lose_of_others_sqlite {
+    ($table:literal) => {
         concat!(
             "UPDATE ",
             $table,
-            " SET lost_at = COALESCE((SELECT ",
-            $last,
-            " FROM online_users o
+            " SET lost_at = COALESCE((SELECT min(o.last_seen + $3, $2)
+                FROM online_users o
                 WHERE o.tenant_id = ",
             $table,
             ".tenant_id AND o.user_id = ",
             $table,
             ".user_id), $2)
-             WHERE lost_at IS NULL AND node_id <> $1",
-            $is_gone
+             WHERE lost_at IS NULL AND node_id <> $1"
         )
     };
 }
-const LOSE_OF_OTHERS_SQLITE: [&str; 2] = [
-    lose_of_others!("joined_rooms", "min(o.last_seen + $3, $2)", ""),
-    lose_of_others!("recovery_sessions", "min(o.last_seen + $3, $2)", ""),
-];
-// A run of the server that is there holds a lock of its name; see `stay.rs`.
-const LOSE_OF_OTHERS_POSTGRES: [&str; 2] = [
-    lose_of_others!(
-        "joined_rooms",
-        "least(o.last_seen + $3 * interval '1 millisecond', $2)",
-        " AND (hashtext(node_id)::bigint & 4294967295)::oid NOT IN (SELECT objid FROM pg_locks
-            WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = 1667330668
-              AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
-    ),
-    lose_of_others!(
-        "recovery_sessions",
-        "least(o.last_seen + $3 * interval '1 millisecond', $2)",
-        " AND (hashtext(node_id)::bigint & 4294967295)::oid NOT IN (SELECT objid FROM pg_locks
-            WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = 1667330668
-              AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
-    ),
-];
+/// The same, of runs that are not there: one that is holds a lock of its name (`stay.rs`). The few
+/// names are stepped through in the index; of several nodes that look at once, each takes what the
+/// others have not.
+macro_rules! lose_of_others_postgres {
+    ($table:literal) => {
+        concat!(
+            "WITH RECURSIVE runs (node_id) AS (
+                (SELECT node_id FROM ",
+            $table,
+            " WHERE lost_at IS NULL ORDER BY node_id LIMIT 1)
+                UNION ALL SELECT (SELECT t.node_id FROM ",
+            $table,
+            " t
+                    WHERE t.lost_at IS NULL AND t.node_id > runs.node_id
+                    ORDER BY t.node_id LIMIT 1)
+                FROM runs WHERE runs.node_id IS NOT NULL)
+             UPDATE ",
+            $table,
+            " SET lost_at = COALESCE(
+                (SELECT least(o.last_seen + $3 * interval '1 millisecond', $2)
+                 FROM online_users o
+                 WHERE o.tenant_id = ",
+            $table,
+            ".tenant_id AND o.user_id = ",
+            $table,
+            ".user_id), $2)
+             WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM ",
+            $table,
+            " WHERE lost_at IS NULL AND node_id = ANY (ARRAY(
+                    SELECT node_id FROM runs WHERE node_id <> $1
+                      AND (hashtext(node_id)::bigint & 4294967295)::oid NOT IN (
+                        SELECT objid FROM pg_locks
+                        WHERE locktype = 'advisory' AND granted AND objsubid = 2
+                          AND classid = 1667330668 AND database =
+                            (SELECT oid FROM pg_database WHERE datname = current_database()))))
+                FOR UPDATE SKIP LOCKED))"
+        )
+    };
+}
+const LOSE_OF_OTHERS_SQLITE: [&str; 2] =
+    [lose_of_others_sqlite!("joined_rooms"), lose_of_others_sqlite!("recovery_sessions")];
+const LOSE_OF_OTHERS_POSTGRES: [&str; 2] =
+    [lose_of_others_postgres!("joined_rooms"), lose_of_others_postgres!("recovery_sessions")];
 // Of the newest the oldest first: the room joined last is shown last.
 const LOST: &str = "SELECT room_id FROM (SELECT room_id, max(joined_at) AS joined_at
         FROM joined_rooms

@@ -157,7 +157,8 @@ pub async fn restore(
     tx.commit().await
 }
 
-async fn bring_back(
+/// Shows a room to a socket that is let into it without having asked.
+pub async fn bring_back(
     app: &App,
     caller: &Caller,
     room: &RoomId,

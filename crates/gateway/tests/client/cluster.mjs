@@ -126,6 +126,7 @@ export class AdapterPeer {
     const peer = new AdapterPeer();
     peer.child = spawn(path.join(path.dirname(conformance), "peer"), [redis.url], { stdio: ["pipe", "pipe", "inherit"] });
     peer.lines = createInterface({ input: peer.child.stdout })[Symbol.asyncIterator]();
+    peer.exited = once(peer.child, "exit");
     await peer.next();
     return peer;
   }
@@ -146,7 +147,7 @@ export class AdapterPeer {
 
   async dispose() {
     this.child.stdin.end();
-    await once(this.child, "exit");
+    await this.exited;
   }
 }
 

@@ -31,12 +31,35 @@ for (const options of [COMES_BACK, POLLING]) {
       await eventually("all is heard", () => told(ana).length >= 4);
       assert.deepEqual(told(ana), ["one", "two", "three", "live"]);
       assert.equal((await says(ana, "still in the room")).ok, true);
-      assert.deepEqual(ana.unheard("room-joined"), []);
       assert.deepEqual(ana.unheard("carillon:resync"), []);
       await ana.hears("receive-message", (e) => e.message === "still in the room");
     }
   });
 }
+
+story("who goes on is shown the room anew, and hears nothing twice for it", {}, async (world) => {
+  const ana = await world.person("ana", COMES_BACK);
+  const ben = await world.person("ben");
+  for (const person of [ana, ben]) await person.joins("algebra");
+  await says(ben, "before");
+  await ana.hears("receive-message");
+  for (const joinsAgain of [false, true]) {
+    await pause(300);
+    ana.forget();
+    const back = once(ana.socket, "connect");
+    await cutsOff(ana);
+    await says(ben, "missed");
+    await within(5000, "Ana is back", back);
+    assert.equal(ana.socket.recovered, true);
+    if (joinsAgain) await ana.joins("algebra");
+    else assert.equal((await ana.hears("room-joined")).messages.at(-1).message, "missed");
+    await pause(1500);
+    await says(ben, "live");
+    await ana.hears("receive-message", (e) => e.message === "live");
+    assert.deepEqual(told(ana), ["missed"]);
+    assert.deepEqual(ana.unheard("room-joined"), []);
+  }
+});
 
 story("a client that has heard nothing yet goes on, too", {}, async (world) => {
   const ana = await world.person("ana", COMES_BACK);

@@ -2,7 +2,11 @@
 // shown what they missed, each message once.
 import assert from "node:assert/strict";
 import net from "node:net";
-import { DATABASES, Person, eventually, pause, silent, story, token, within } from "./harness.mjs";
+import { DATABASES, Person, eventually, pause, silent, story as anyStory, token, within } from "./harness.mjs";
+
+/** Without recovery the newest client is one that cannot go on as the same socket. */
+const story = (title, { env = {}, ...options }, run) =>
+  anyStory(title, { ...options, env: { CARILLON_RECOVERY__ENABLED: "false", ...env } }, run);
 
 /** As the shipped frontend connects: it comes back by itself and joins nothing. */
 const STOCK = { reconnection: true, reconnectionDelay: 200, reconnectionDelayMax: 400 };
