@@ -10,7 +10,7 @@ use std::{
 };
 
 use carillon_domain::{
-    Caller, ConnectionId, Refusal, RoomId, TenantId, Timestamp, UserId,
+    Caller, ConnectionId, Effect, Refusal, RoomId, TenantId, Timestamp, UserId,
     api::refused::Kind,
     chat::returning::{self, Change},
     contract::{ALL_PATHS, Event as _},
@@ -206,11 +206,13 @@ impl Seat {
             std::mem::take(&mut *self.to_show.lock().unwrap_or_else(PoisonError::into_inner));
         let (caller, now) = (self.current(), gateway.domain.clock.now());
         for room in rooms {
-            let Some(after) = gateway.fanout.pause(self, &room) else { continue };
-            match returning::bring_back(&gateway.domain, &caller, &room, now).await {
-                Ok(effects) if !effects.is_empty() => gateway.fanout.deliver(self, effects).await,
-                // As it was.
-                _ => gateway.fanout.join(self, &room, after).await,
+            // It hears the room already, and goes on doing so: nothing is left to a snapshot that
+            // may not arrive.
+            if let Ok(mut effects) =
+                returning::bring_back(&gateway.domain, &caller, &room, now).await
+            {
+                effects.retain(|effect| !matches!(effect, Effect::Join { .. }));
+                gateway.fanout.deliver(self, effects).await;
             }
         }
     }

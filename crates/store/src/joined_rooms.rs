@@ -22,8 +22,8 @@ static JOIN: Rows = Rows::new(
      VALUES",
     1,
     7,
-    // Shown again, it was shown more.
-    " ON CONFLICT (tenant_id, connection_id, room_id) DO UPDATE SET shown_offset = excluded.shown_offset",
+    // Shown again, it may not have arrived: what counts is what was shown first.
+    " ON CONFLICT DO NOTHING",
 );
 static COME: Rows = Rows::new(
     "INSERT INTO recovery_sessions
