@@ -123,7 +123,8 @@ pub async fn resumed(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal>
         }
     }
     if exam::Exams::PATHS.contains(&caller.namespace) {
-        exam::join_exam::restore(app, caller, &mut effects).await?;
+        // What cannot be shown now is tried again when the socket has settled, and told then.
+        let _ = exam::join_exam::restore(app, caller, &mut effects).await;
     }
     Ok(effects)
 }
