@@ -71,11 +71,13 @@ pub struct Returning {
     /// Names this run of the server in the rows it writes.
     node: String,
     waiting: Mutex<Vec<Noted>>,
+    /// Held while changes are written: whoever has it finds everything noted so far in the database.
+    writing: futures_util::lock::Mutex<()>,
 }
 
 impl Returning {
-    pub const fn new(node: String) -> Self {
-        Self { node, waiting: Mutex::new(Vec::new()) }
+    pub fn new(node: String) -> Self {
+        Self { node, waiting: Mutex::default(), writing: futures_util::lock::Mutex::default() }
     }
 
     /// Names this run of the server.
@@ -106,6 +108,7 @@ impl Returning {
 
 /// Writes what has been noted. Called several times a second.
 pub async fn write(app: &App) -> Result<(), Refusal> {
+    let _writing = app.returning.writing.lock().await;
     loop {
         let some: Vec<Noted> = {
             let mut waiting = app.returning.lock();
