@@ -237,7 +237,9 @@ impl Seat {
             _ => Ending::Lost,
         };
         if !self.has_arrived.swap(true, Ordering::AcqRel) {
-            // Gone before anybody was told that it came.
+            // Gone before anybody was told that it came. What was noted of it is forgotten in time.
+            let lost = Change::Lost(gateway.domain.clock.now());
+            gateway.domain.returning.note(&self.caller, lost);
             return;
         }
         let effects = session::disconnected(&gateway.domain, &self.caller, ending);
