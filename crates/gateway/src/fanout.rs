@@ -555,21 +555,49 @@ impl Fanout {
     /// Subscribes the socket and sends what was committed between its snapshot and now. Nothing
     /// is missing and nothing comes twice: delivery stands still while the socket is let in.
     pub async fn join(&self, seat: &Seat, room: &RoomId, after: Offset) {
+        let let_in = |emits: &[&Emit]| {
+            let missed = Missed::new(emits.iter().copied(), room, &seat.caller.user);
+            if missed.is_member {
+                self.subscribe(seat, room);
+            }
+            for emit in missed.events {
+                self.hub.send(seat.path, seat.sid, &self.event(emit));
+            }
+        };
+        self.let_in(seat, after, let_in).await;
+    }
+
+    /// Lets a socket go on that has come back: it is sent what it missed, and is where it was. As
+    /// in [`Self::join`] delivery stands still while it is let in.
+    pub async fn resume(&self, seat: &Seat, recovered: &Recovered, groups: &[RoomId]) {
+        let let_in = |emits: &[&Emit]| {
+            let missed = Resumed::new(emits, recovered, groups, &seat.caller.user);
+            if let Some(socket) = seat.socket.upgrade() {
+                socket.join(own_rooms(&seat.caller));
+            }
+            for room in &missed.rooms {
+                self.subscribe(seat, room);
+            }
+            for emit in missed.events {
+                if emit.row.paths.contains(&seat.path) {
+                    self.hub.send(seat.path, seat.sid, &self.event(emit));
+                }
+            }
+        };
+        self.let_in(seat, recovered.after, let_in).await;
+    }
+
+    /// Hands over what was published after an offset, all of it, while delivery stands still. Where
+    /// memory does not reach back that far, the outbox does.
+    async fn let_in(&self, seat: &Seat, after: Offset, let_in: impl Fn(&[&Emit])) {
         let tenant = &seat.caller.tenant;
         let Some(lane) = self.lane(tenant) else { return };
-        // Where memory does not reach back to the snapshot, the outbox does.
         let (mut backlog, mut known) = (Vec::new(), after);
         for _ in 0..ATTEMPTS {
             let delivered = {
                 let progress = lane.lock();
                 if let Some(rest) = progress.since(known) {
-                    let missed = Missed::new(backlog.iter().chain(rest), room, &seat.caller.user);
-                    if missed.is_member {
-                        self.subscribe(seat, room);
-                    }
-                    for emit in missed.events {
-                        self.hub.send(seat.path, seat.sid, &self.event(emit));
-                    }
+                    let_in(&backlog.iter().chain(rest).collect::<Vec<_>>());
                     return;
                 }
                 progress.delivered
@@ -584,45 +612,6 @@ impl Fanout {
             }
         }
         // Closed, the client knows that it may have missed something.
-        self.connections.kill(&seat.connection, Closing::Gap);
-    }
-
-    /// Lets a socket go on that has come back: it is sent what it missed, and is where it was. As
-    /// in [`Self::join`] delivery stands still while it is let in.
-    pub async fn resume(&self, seat: &Seat, recovered: &Recovered, groups: &[RoomId]) {
-        let tenant = &seat.caller.tenant;
-        let Some(lane) = self.lane(tenant) else { return };
-        let (mut backlog, mut known) = (Vec::new(), recovered.after);
-        for _ in 0..ATTEMPTS {
-            let delivered = {
-                let progress = lane.lock();
-                if let Some(rest) = progress.since(known) {
-                    let missed: Vec<&Emit> = backlog.iter().chain(rest).collect();
-                    let missed = Resumed::new(&missed, recovered, groups, &seat.caller.user);
-                    if let Some(socket) = seat.socket.upgrade() {
-                        socket.join(own_rooms(&seat.caller));
-                    }
-                    for room in &missed.rooms {
-                        self.subscribe(seat, room);
-                    }
-                    for emit in &missed.events {
-                        if emit.row.paths.contains(&seat.path) {
-                            self.hub.send(seat.path, seat.sid, &self.event(emit));
-                        }
-                    }
-                    return;
-                }
-                progress.delivered
-            };
-            let prepared = if delivered < known {
-                self.catch_up(tenant, &lane, known).await
-            } else {
-                self.read_on(tenant, &mut backlog, &mut known).await
-            };
-            if prepared.is_err() {
-                break;
-            }
-        }
         self.connections.kill(&seat.connection, Closing::Gap);
     }
 
