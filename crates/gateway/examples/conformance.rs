@@ -104,7 +104,8 @@ async fn connected(socket: SocketRef<Adapter>, TryData(auth): TryData<rmpv::Valu
 fn route<E: Engine>(engine: E, connections: &Arc<Connections>) -> Router {
     let origins = Arc::new(Origins::new(&[], true));
     let max_payload = MAX_PAYLOAD as usize;
-    let edge = Edge::new(engine, connections.clone(), origins, max_payload, TaskTracker::new());
+    let edge = Edge::new(engine, connections.clone(), origins, max_payload, TaskTracker::new())
+        .with_eio3(true);
     Router::new().route(E::PATH, any(move |request: Request| edge.clone().handle(request)))
 }
 

@@ -162,6 +162,7 @@ impl Node {
             config.server.max_payload,
             gateway.tasks.clone(),
         )
+        .with_eio3(config.server.allow_eio3)
         .in_cluster(cluster.clone());
         let health = Health::new(gateway.clone());
         let for_requests = edge.clone();

@@ -67,6 +67,9 @@ pub struct Server {
     pub ping_timeout: Span,
     /// Bytes of one frame or one polling request.
     pub max_payload: usize,
+    /// Whether `socket.io-client` 1.x and 2.x may connect, which speak Engine.IO 3; Node's
+    /// `allowEIO3`.
+    pub allow_eio3: bool,
     /// How long a drain may take after SIGTERM.
     pub drain: Span,
     /// Between `/readyz` turning 503 and the listener closing.
@@ -481,6 +484,7 @@ impl Default for Server {
             ping_interval: Span::seconds(25),
             ping_timeout: Span::seconds(60),
             max_payload: 1_000_000,
+            allow_eio3: false,
             drain: Span::seconds(20),
             drain_notice: Span::seconds(1),
             trusted_proxies: Networks::default(),

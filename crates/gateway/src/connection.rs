@@ -138,8 +138,9 @@ pub struct Rename {
 }
 
 impl Connection {
-    pub fn new(bearer: Option<Box<str>>, began_by_polling: bool) -> Self {
-        let polling = began_by_polling.then(Box::default);
+    /// `polling` where it begins by that.
+    pub fn new(bearer: Option<Box<str>>, polling: Option<Polling>) -> Self {
+        let polling = polling.map(Box::new);
         Self { bearer, polling, polled_at: now_ms().into(), ..Self::default() }
     }
 
@@ -301,6 +302,18 @@ impl Connection {
 
     pub fn is_killed(&self) -> bool {
         self.is_killed.load(Ordering::Acquire)
+    }
+
+    /// Waits until it is killed.
+    pub async fn is_over(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.resumed.notified());
+            changed.as_mut().enable();
+            if self.is_killed() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Stops reading from the client until [`Self::resume`].

@@ -289,7 +289,7 @@ mod tests {
     const OFTEN: Rate = Rate { count: 3, period: Duration::from_hours(1) };
 
     fn connection() -> Arc<Connection> {
-        Arc::new(Connection::new(None, false))
+        Arc::new(Connection::new(None, None))
     }
 
     fn ip(text: &str) -> IpAddr {

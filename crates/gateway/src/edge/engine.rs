@@ -18,6 +18,8 @@ use crate::socketio::Adapter;
 pub trait Engine: Clone + Send + Sync + 'static {
     /// Where it answers.
     const PATH: &'static str;
+    /// Whether it speaks Socket.IO.
+    const IS_SOCKETIO: bool;
 
     /// Asks it by HTTP; `None` when its answer breaks off.
     fn ask(
@@ -32,8 +34,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
 }
 
 macro_rules! engine {
-    ($path:literal) => {
+    ($path:literal, $is_socketio:literal) => {
         const PATH: &'static str = $path;
+        const IS_SOCKETIO: bool = $is_socketio;
 
         fn ask(
             &self,
@@ -58,10 +61,10 @@ macro_rules! engine {
 }
 
 impl Engine for SocketIoService<NotFoundService, Adapter> {
-    engine!("/socket.io/");
+    engine!("/socket.io/", true);
 }
 
 /// Engine.IO by itself.
 impl<H: EngineIoHandler> Engine for EngineIoService<H, NotFoundService> {
-    engine!("/engine.io/");
+    engine!("/engine.io/", false);
 }

@@ -19,7 +19,6 @@ use axum::{
 };
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Error as ClientError;
-use socketioxide::socket::Sid;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -111,19 +110,19 @@ impl Forwarder {
         Ok(Self { nodes, client, patience, metrics, tasks, stop, warned: Mutex::default() })
     }
 
-    /// Answers a request to a session of another node as its owner does.
+    /// Answers a request to a session of another node as its owner, whom `tag` names, does to
+    /// `target`.
     pub async fn pass(
         &self,
         request: Request<Body>,
-        path: &str,
         transport: &str,
-        (tag, sid): (&str, Sid),
+        tag: &str,
+        target: &str,
     ) -> Result<Response<Body>, EngineError> {
         if !matches!(*request.method(), Method::GET | Method::POST) {
             return Err(EngineError::BadRequest);
         }
         let is_upgrade = transport == "websocket";
-        let target = format!("{path}?EIO=4&transport={transport}&sid={tag}.{sid}");
         // Whoever passed it on was mistaken about us; it does not travel any further.
         let found = if request.headers().contains_key(HANDOVER) {
             Err(Failure::Unknown)
@@ -131,8 +130,8 @@ impl Forwarder {
             self.find(tag).await
         };
         let answer = match found {
-            Ok(owner) if is_upgrade => self.tunnel(request, &owner, &target).await,
-            Ok(owner) => self.ask(request, &owner, &target).await,
+            Ok(owner) if is_upgrade => self.tunnel(request, &owner, target).await,
+            Ok(owner) => self.ask(request, &owner, target).await,
             Err(failure) => Err(failure),
         };
         self.metrics.forwarded(answer.as_ref().map_or_else(Failure::outcome, |_| "answered"));

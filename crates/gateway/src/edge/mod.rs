@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod address;
+pub mod eio3;
 pub mod engine;
 pub mod forward;
 pub mod nodes;
@@ -28,7 +29,7 @@ use hyper::upgrade::Parts;
 use hyper_util::rt::TokioIo;
 use socketioxide::{service::SocketIoService, socket::Sid};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, duplex},
     net::TcpStream,
 };
 use tokio_rustls::server::TlsStream;
@@ -36,6 +37,7 @@ use tokio_util::task::TaskTracker;
 use tungstenite::handshake::derive_accept_key;
 
 use self::{
+    eio3::{Bridge, Dialect},
     engine::Engine,
     forward::Forwarder,
     nodes::Whose,
@@ -57,6 +59,8 @@ pub struct Edge<E = SocketIoService<NotFoundService, Adapter>> {
     origins: Arc<Origins>,
     max_payload: usize,
     tasks: TaskTracker,
+    /// Whether clients of Engine.IO 3 are let in.
+    allow_eio3: bool,
     /// Set in a cluster.
     forwarder: Option<Arc<Forwarder>>,
 }
@@ -71,6 +75,7 @@ pub enum EngineError {
     Forbidden,
     UnsupportedProtocol,
     Overrun,
+    TooLarge,
     /// The node that holds the session cannot be asked.
     OwnerAway,
 }
@@ -97,6 +102,7 @@ impl EngineError {
                 return (StatusCode::TOO_MANY_REQUESTS, wait, "Too many handshakes")
                     .into_response();
             }
+            Self::TooLarge => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
             Self::OwnerAway => {
                 return (StatusCode::BAD_GATEWAY, "The session's node is away").into_response();
             }
@@ -137,7 +143,21 @@ impl<E: Engine> Edge<E> {
         max_payload: usize,
         tasks: TaskTracker,
     ) -> Self {
-        Self { engine, connections, origins, max_payload, tasks, forwarder: None }
+        Self {
+            engine,
+            connections,
+            origins,
+            max_payload,
+            tasks,
+            allow_eio3: false,
+            forwarder: None,
+        }
+    }
+
+    /// Lets clients of Engine.IO 3 in, or not.
+    #[must_use]
+    pub fn with_eio3(self, allow_eio3: bool) -> Self {
+        Self { allow_eio3, ..self }
     }
 
     /// One of several: sessions of other nodes are theirs.
@@ -160,20 +180,21 @@ impl<E: Engine> Edge<E> {
         if !matches!(query.transport, "polling" | "websocket") {
             return Err(EngineError::UnknownTransport);
         }
-        if query.protocol != "4" {
-            return Err(EngineError::UnsupportedProtocol);
-        }
+        let dialect = match query.protocol {
+            "4" => None,
+            "3" if self.allow_eio3 => {
+                Some(Dialect::new(uri.query().unwrap_or_default(), E::IS_SOCKETIO))
+            }
+            _ => return Err(EngineError::UnsupportedProtocol),
+        };
         let sid = match (query.sid, &self.forwarder) {
             (Some(id), Some(forwarder)) => match forwarder.nodes.whose(id) {
                 Whose::Theirs(tag, sid) => {
-                    return forwarder.pass(request, E::PATH, query.transport, (tag, sid)).await;
+                    let id = format!("{tag}.{sid}");
+                    let target = target::<E>(query.protocol, query.transport, id);
+                    return forwarder.pass(request, query.transport, tag, &target).await;
                 }
-                Whose::Ours(sid) => {
-                    // The engine does not know that there are others.
-                    *request.uri_mut() =
-                        of_session::<E>(query.transport, sid).ok_or(EngineError::UnknownSession)?;
-                    Some(sid)
-                }
+                Whose::Ours(sid) => Some(sid),
             },
             (sid, _) => sid,
         };
@@ -188,9 +209,26 @@ impl<E: Engine> Edge<E> {
             None if request.method() != Method::GET => return Err(EngineError::BadMethod),
             None => None,
         };
+        // The engine knows of one version, and not that there are other nodes.
+        match (&connection, sid) {
+            (Some(connection), Some(sid)) => {
+                // A session goes on as it began.
+                let began = connection.polling().is_some_and(|polling| polling.eio3.is_some());
+                if began != dialect.is_some() {
+                    return Err(EngineError::BadRequest);
+                }
+                *request.uri_mut() =
+                    of_session::<E>(query.transport, sid).ok_or(EngineError::UnknownSession)?;
+            }
+            _ if dialect.is_some() => {
+                let plain = format!("{}?EIO=4&transport={}", E::PATH, query.transport);
+                *request.uri_mut() = plain.parse().map_err(|_| EngineError::BadRequest)?;
+            }
+            _ => {}
+        }
         match query.transport {
-            "websocket" => self.websocket(request, connection).await,
-            _ => self.polling(request, connection).await,
+            "websocket" => self.websocket(request, connection, dialect).await,
+            _ => self.polling(request, connection, dialect).await,
         }
     }
 
@@ -198,6 +236,7 @@ impl<E: Engine> Edge<E> {
         self,
         mut request: Request<Body>,
         connection: Option<Arc<Connection>>,
+        dialect: Option<Dialect>,
     ) -> Result<Response<Body>, EngineError> {
         let key = request
             .headers()
@@ -211,7 +250,7 @@ impl<E: Engine> Edge<E> {
             connection
         } else {
             let origin = self.origins.id(request.headers());
-            let connection = Connection::new(bearer(request.headers()), false).on_page(origin);
+            let connection = Connection::new(bearer(request.headers()), None).on_page(origin);
             self.connections.begin(ip, connection).await?
         };
         let upgrade = hyper::upgrade::on(&mut request);
@@ -220,7 +259,7 @@ impl<E: Engine> Edge<E> {
         // Ends with the upgrade: the engine runs the connection in tasks of its own.
         tasks.spawn(async move {
             let Ok(upgraded) = upgrade.await else { return };
-            let link = Link { edge: self, connection, minimal, is_new };
+            let link = Link { edge: self, connection, minimal, is_new, dialect };
             // Each in its own type: a plain connection is not to pay for the other's buffers.
             match upgraded.downcast::<TokioIo<TcpStream>>() {
                 Ok(Parts { io, read_buf, .. }) => {
@@ -259,6 +298,8 @@ struct Link<E> {
     minimal: Request<()>,
     /// It begins a connection; otherwise it is to take over from polling.
     is_new: bool,
+    /// Set when its client speaks Engine.IO 3.
+    dialect: Option<Dialect>,
 }
 
 impl<E: Engine> Link<E> {
@@ -267,15 +308,26 @@ impl<E: Engine> Link<E> {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { edge: Edge { engine, connections, .. }, connection, minimal, is_new } = self;
+        let Self { edge, connection, minimal, is_new, dialect } = self;
+        let Edge { engine, connections, max_payload, tasks, .. } = edge;
         let let_out = || {
-            if let Some(tcp) = tcp {
+            // What goes past the engine is not translated.
+            if let Some(tcp) = tcp.filter(|_| dialect.is_none()) {
                 connections.let_out(&connection, tcp);
             }
         };
-        let carry = |stream, read, opening| {
+        let carry = |client, read, opening| {
             let (connection, connections) = (connection.clone(), connections.clone());
-            engine.carry(Stream::new(stream, read, opening, connection, connections), minimal);
+            let Some(dialect) = dialect.clone() else {
+                let stream = Stream::new(client, read, opening, connection, connections);
+                engine.carry(stream, minimal);
+                return;
+            };
+            let (side, other) = duplex(eio3::PIPE);
+            let bridge = Bridge { client, read, engine: side, dialect, max_payload };
+            let stream = Stream::new(other, Bytes::new(), opening, connection.clone(), connections);
+            engine.carry(stream, minimal);
+            tasks.spawn(async move { bridge.carry(&connection).await });
         };
         if is_new {
             let_out();
@@ -286,9 +338,14 @@ impl<E: Engine> Link<E> {
     }
 }
 
+/// What is asked for of a session.
+fn target<E: Engine>(protocol: &str, transport: &str, sid: impl fmt::Display) -> String {
+    format!("{}?EIO={protocol}&transport={transport}&sid={sid}", E::PATH)
+}
+
 /// Where the engine answers for a session.
 fn of_session<E: Engine>(transport: &str, sid: impl fmt::Display) -> Option<Uri> {
-    format!("{}?EIO=4&transport={transport}&sid={sid}", E::PATH).parse().ok()
+    target::<E>("4", transport, sid).parse().ok()
 }
 
 /// A request with nothing but method, query and the connection it belongs to.

@@ -14,31 +14,37 @@ use socketioxide::socket::Sid;
 use tokio::{sync::MutexGuard, time::timeout};
 
 use super::{
-    Edge, EngineError, address, bearer, engine::Engine, minimal, of_session, upgrade::Polling,
+    Edge, EngineError, address, bearer,
+    eio3::{self, Dialect, Said, Session},
+    engine::Engine,
+    minimal, of_session,
+    upgrade::Polling,
 };
 use crate::connection::{Closing, Connection, Connections};
 
 /// Between the packets of one body.
 pub const SEPARATOR: u8 = 0x1e;
 pub const NOOP: &[u8] = b"6";
-const PING: &[u8] = b"2";
-const PONG: &[u8] = b"3";
+pub const PING: &[u8] = b"2";
+pub const PONG: &[u8] = b"3";
+const OK: &[u8] = b"ok";
 /// A body that takes longer to arrive is not waited for.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Packets handed to the engine before the inbox is looked at again.
 const CHUNK: usize = 64;
 
 /// The engine's answer, on its way.
-pub type Asked = Pin<Box<dyn Future<Output = Result<(StatusCode, Bytes), EngineError>> + Send>>;
+pub type Asked = Pin<Box<dyn Future<Output = Result<Bytes, EngineError>> + Send>>;
 
 impl<E: Engine> Edge<E> {
     pub(super) async fn polling(
         self,
         request: Request<Body>,
         connection: Option<Arc<Connection>>,
+        dialect: Option<Dialect>,
     ) -> Result<Response<Body>, EngineError> {
         let (head, body) = request.into_parts();
-        let Some(connection) = connection else { return self.open(&head).await };
+        let Some(connection) = connection else { return self.open(&head, dialect).await };
         // One that began as a WebSocket, or has become one, does not poll.
         let polling = connection.polling().ok_or(EngineError::BadRequest)?;
         if polling.is_upgraded() {
@@ -49,8 +55,11 @@ impl<E: Engine> Edge<E> {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
         let answer = match head.method {
-            Method::GET => self.poll(&head, &connection, polling).await,
-            Method::POST => self.post(&head, body, &connection).await,
+            Method::GET => match &polling.eio3 {
+                None => self.poll(&head, &connection, polling).await.map(answer),
+                Some(session) => self.poll_eio3(&connection, polling, session).await,
+            },
+            Method::POST => self.post(&head, body, &connection, polling).await.map(answer),
             _ => Err(EngineError::BadRequest),
         };
         if let (Err(EngineError::UnknownSession), Some(sid)) = (&answer, connection.sid()) {
@@ -59,16 +68,27 @@ impl<E: Engine> Edge<E> {
         answer
     }
 
-    async fn open(&self, head: &Parts) -> Result<Response<Body>, EngineError> {
+    async fn open(
+        &self,
+        head: &Parts,
+        dialect: Option<Dialect>,
+    ) -> Result<Response<Body>, EngineError> {
         let ip = address::client(&head.extensions);
         let origin = self.origins.id(&head.headers);
-        let connection = Connection::new(bearer(&head.headers), true).on_page(origin);
+        let polling = Some(Polling::new(dialect.clone()));
+        let connection = Connection::new(bearer(&head.headers), polling).on_page(origin);
         let connection = self.connections.begin(ip, connection).await?;
-        let (status, body) = self.ask(minimal(head, &connection, Full::default())).await?;
+        let body = self.ask(minimal(head, &connection, Full::default())).await?;
         let sid = opened(&body).ok_or(EngineError::BadRequest)?;
         self.connections.insert(sid, &connection);
         self.take_first_ping(sid).await?;
-        Ok(answer(status, self.tagged(sid, body)))
+        let body = self.tagged(sid, body);
+        let Some(dialect) = dialect else { return Ok(answer(body)) };
+        if let Some(connect) = dialect.connects() {
+            self.say(sid, connect.into()).await?;
+        }
+        self.tasks.spawn(self.clone().poll_for(connection, sid));
+        Ok(told(eio3::opening(&body)))
     }
 
     /// An open packet as the client gets it: in a cluster its session's id says where it is held.
@@ -87,13 +107,17 @@ impl<E: Engine> Edge<E> {
         let uri = of_session::<E>("polling", sid).ok_or(EngineError::BadRequest)?;
         let poll = Request::get(&uri).body(Full::default()).map_err(|_| EngineError::BadRequest)?;
         // Nothing else can wait: nobody has been told of the session yet.
-        let (_, body) = self.ask(poll).await?;
-        if body != PING {
+        if self.ask(poll).await? != PING {
             return Err(EngineError::BadRequest);
         }
-        let pong = Request::post(uri).body(Full::new(Bytes::from_static(PONG)));
-        self.ask(pong.map_err(|_| EngineError::BadRequest)?).await?;
-        Ok(())
+        self.say(sid, Bytes::from_static(PONG)).await
+    }
+
+    /// Tells the engine something in the name of a client.
+    async fn say(&self, sid: Sid, body: Bytes) -> Result<(), EngineError> {
+        let uri = of_session::<E>("polling", sid).ok_or(EngineError::BadRequest)?;
+        let post = Request::post(uri).body(Full::new(body));
+        self.ask(post.map_err(|_| EngineError::BadRequest)?).await.map(drop)
     }
 
     async fn poll(
@@ -101,12 +125,11 @@ impl<E: Engine> Edge<E> {
         head: &Parts,
         connection: &Arc<Connection>,
         polling: &Polling,
-    ) -> Result<Response<Body>, EngineError> {
+    ) -> Result<Bytes, EngineError> {
         connection.polled();
         let Ok(slot) = polling.asked.try_lock() else {
             // A second poll beside the first: the engine ends the session.
-            let (status, body) = self.ask(minimal(head, connection, Full::default())).await?;
-            return Ok(answer(status, body));
+            return self.ask(minimal(head, connection, Full::default())).await;
         };
         let connections = &self.connections;
         let mut wait = Wait { connections, connection, slot, is_left: false };
@@ -120,18 +143,78 @@ impl<E: Engine> Edge<E> {
             () = polling.is_recalled() => None,
         };
         wait.is_left = true;
-        let Some(answered) = answered else {
-            return Ok(answer(StatusCode::OK, Bytes::from_static(NOOP)));
-        };
+        let Some(answered) = answered else { return Ok(Bytes::from_static(NOOP)) };
         *wait.slot = None;
         drop(wait);
-        let (status, body) = answered?;
+        let body = answered?;
         if connection.is_killed() {
             return Err(EngineError::UnknownSession);
         }
         connection.polled();
         connection.count_written(body.len());
-        Ok(answer(status, renamed(connection, body)))
+        Ok(renamed(connection, body))
+    }
+
+    /// Polls the engine for a client of Engine.IO 3 until it is gone or has a WebSocket: the
+    /// engine's pings are not to wait for the client's polls.
+    async fn poll_for(self, connection: Arc<Connection>, sid: Sid) {
+        let Some(polling) = connection.polling() else { return };
+        let Some(session) = &polling.eio3 else { return };
+        while let Some(uri) = of_session::<E>("polling", sid) {
+            let mut poll = Request::new(Full::default());
+            *poll.uri_mut() = uri;
+            let mut slot = polling.asked.lock().await;
+            let asked = slot.get_or_insert_with(|| Box::pin(self.ask(poll)));
+            let answered = tokio::select! {
+                biased;
+                answered = asked => answered,
+                () = polling.has_upgraded() => return,
+                () = connection.is_over() => break,
+            };
+            *slot = None;
+            drop(slot);
+            let Ok(body) = answered else { break };
+            if session.hear(&renamed(&connection, body))
+                && self.say(sid, Bytes::from_static(PONG)).await.is_err()
+            {
+                break;
+            }
+        }
+        session.end();
+        self.connections.remove(sid);
+    }
+
+    async fn poll_eio3(
+        &self,
+        connection: &Connection,
+        polling: &Polling,
+        session: &Session,
+    ) -> Result<Response<Body>, EngineError> {
+        connection.polled();
+        let Some(turn) = session.turn() else {
+            self.connections.kill(connection, Closing::Overloaded);
+            return Err(EngineError::BadRequest);
+        };
+        let connections = &self.connections;
+        let mut wait = Wait { connections, connection, slot: turn, is_left: false };
+        let said = loop {
+            match session.say() {
+                Said::Something(said) => break Ok(said),
+                Said::Nothing => {}
+                Said::NothingMore => break Err(EngineError::UnknownSession),
+            }
+            tokio::select! {
+                () = session.more.notified() => {}
+                () = polling.is_called_away() => break Ok(eio3::noop()),
+                () = polling.is_recalled() => break Ok(eio3::noop()),
+                () = connection.is_over() => break Err(EngineError::UnknownSession),
+            }
+        };
+        wait.is_left = true;
+        let said = said?;
+        connection.polled();
+        connection.count_written(said.body().len());
+        Ok(told(said))
     }
 
     async fn post(
@@ -139,13 +222,14 @@ impl<E: Engine> Edge<E> {
         head: &Parts,
         body: Body,
         connection: &Arc<Connection>,
-    ) -> Result<Response<Body>, EngineError> {
-        // Binary packets come as text, in base64.
-        if head
+        polling: &Polling,
+    ) -> Result<Bytes, EngineError> {
+        let is_binary = head
             .headers
             .get(header::CONTENT_TYPE)
-            .is_some_and(|of| *of == "application/octet-stream")
-        {
+            .is_some_and(|of| *of == "application/octet-stream");
+        // Binary packets come as text, in base64.
+        if is_binary && polling.eio3.is_none() {
             return Err(EngineError::BadRequest);
         }
         if connection.is_abandoned() {
@@ -160,13 +244,22 @@ impl<E: Engine> Edge<E> {
         let received = timeout(BODY_TIMEOUT, axum::body::to_bytes(body, self.max_payload));
         let body = match received.await {
             Ok(Ok(body)) => body,
-            Ok(Err(_)) => return Ok(StatusCode::PAYLOAD_TOO_LARGE.into_response()),
+            Ok(Err(_)) => return Err(EngineError::TooLarge),
             Err(_) => {
                 self.connections.kill(connection, Closing::Overloaded);
                 return Err(EngineError::BadRequest);
             }
         };
-        let mut last = answer(StatusCode::OK, Bytes::from_static(b"ok"));
+        let body = match &polling.eio3 {
+            None => body,
+            Some(session) => {
+                let Some(body) = session.translate(&body, is_binary) else {
+                    return Ok(Bytes::from_static(OK));
+                };
+                body
+            }
+        };
+        let mut last = Bytes::from_static(OK);
         for chunk in chunks(&body) {
             connection.readable().await;
             if connection.is_killed() {
@@ -174,11 +267,7 @@ impl<E: Engine> Edge<E> {
             }
             let mut part = minimal(head, connection, Full::new(chunk));
             part.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-            let (status, body) = self.ask(part).await?;
-            last = answer(status, body);
-            if !status.is_success() {
-                break;
-            }
+            last = self.ask(part).await?;
         }
         Ok(last)
     }
@@ -197,11 +286,11 @@ impl<E: Engine> Edge<E> {
     fn ask(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> impl Future<Output = Result<(StatusCode, Bytes), EngineError>> + Send + 'static {
+    ) -> impl Future<Output = Result<Bytes, EngineError>> + Send + 'static {
         let asked = self.engine.ask(request);
         async move {
             let (status, body) = asked.await.ok_or(EngineError::BadRequest)?;
-            if status.is_client_error() {
+            if !status.is_success() {
                 // The engine's own words carry its codes as text; ours are Node's.
                 let is_unknown = memchr::memmem::find(&body, b"Session ID unknown").is_some();
                 return Err(if is_unknown {
@@ -210,35 +299,41 @@ impl<E: Engine> Edge<E> {
                     EngineError::BadRequest
                 });
             }
-            Ok((status, body))
+            Ok(body)
         }
     }
 }
 
 /// A poll that waits. Dropped before it is left, the client has broken it off: that is how a
 /// client on polling leaves, and the session ends with it.
-struct Wait<'a> {
+struct Wait<'a, T: Default> {
     connections: &'a Connections,
     connection: &'a Connection,
-    slot: MutexGuard<'a, Option<Asked>>,
+    slot: MutexGuard<'a, T>,
     is_left: bool,
 }
 
-impl Drop for Wait<'_> {
+impl<T: Default> Drop for Wait<'_, T> {
     fn drop(&mut self) {
         if !self.is_left {
             // The engine is not to go on waiting for it.
-            *self.slot = None;
+            *self.slot = T::default();
             self.connections.kill(self.connection, Closing::Left);
         }
     }
 }
 
-fn answer(status: StatusCode, body: Bytes) -> Response<Body> {
-    let mut response = (status, body).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=UTF-8"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+fn answer(body: Bytes) -> Response<Body> {
+    let mut response = Response::new(body);
+    let text = HeaderValue::from_static("text/plain; charset=UTF-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    told(response)
+}
+
+/// What nobody is to keep.
+fn told(response: Response<Bytes>) -> Response<Body> {
+    let mut response = response.map(Body::from);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
@@ -298,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_connect_reply_carries_the_public_id() {
-        let connection = Connection::new(None, true);
+        let connection = Connection::new(None, Some(Polling::default()));
         let sid = Sid::new();
         connection.rename("/chat", sid, "abcdefghijklmnopqrst", None);
         let body = format!("2\u{1e}40/chat,{{\"sid\":\"{sid}\"}}\u{1e}42[\"x\",{{}}]");

@@ -303,7 +303,7 @@ mod tests {
             failed_handshakes: Rate { count: 10, period: std::time::Duration::from_secs(1) },
         };
         let connections = Connections::new(limits, Arc::default());
-        let connection = Arc::new(Connection::new(None, false));
+        let connection = Arc::new(Connection::new(None, None));
         let ours = Stream::new(ours, Bytes::new(), Opening::Open, connection.clone(), connections);
         (ours, theirs, connection)
     }

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    eio3::{Dialect, Session},
     polling::{Asked, NOOP, SEPARATOR, renamed},
     stream::Opening,
 };
@@ -45,6 +46,8 @@ pub struct Polling {
     /// The engine's answer to a poll, while it is waited for. A client that is called away from
     /// its poll leaves it here: whoever asks next goes on waiting for it.
     pub asked: tokio::sync::Mutex<Option<Asked>>,
+    /// Set when its client speaks Engine.IO 3.
+    pub eio3: Option<Session>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +63,10 @@ enum Stage {
 }
 
 impl Polling {
+    pub fn new(dialect: Option<Dialect>) -> Self {
+        Self { eio3: dialect.map(Session::new), ..Self::default() }
+    }
+
     fn stage(&self) -> Stage {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,10 +95,19 @@ impl Polling {
         if self.stage() == Stage::Probing {
             tokio::time::sleep(BETWEEN_POLLS).await;
         }
+        self.is_in(&[Stage::Probing, Stage::Upgraded]).await;
+    }
+
+    /// Waits until a WebSocket carries the connection.
+    pub async fn has_upgraded(&self) {
+        self.is_in(&[Stage::Upgraded]).await;
+    }
+
+    async fn is_in(&self, stages: &[Stage]) {
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
-            if matches!(self.stage(), Stage::Probing | Stage::Upgraded) {
+            if stages.contains(&self.stage()) {
                 return;
             }
             changed.await;
@@ -149,7 +165,7 @@ pub async fn upgrade<T>(
     // The engine now ends its own poll; what that had taken comes first on the WebSocket.
     carry(stream, read, Opening::Upgrade(carried));
     let body = match asked {
-        Some(asked) => asked.await.map_or_else(|_| Bytes::new(), |(_, body)| body),
+        Some(asked) => asked.await.unwrap_or_default(),
         None => Bytes::new(),
     };
     let_out();

@@ -92,6 +92,18 @@ for (const transports of [["polling"], ["websocket"], ["polling", "websocket"]])
   });
 }
 
+clusterStory("clients of version 2 talk through any node, too", { env: { ...BUSY, CARILLON_SERVER__ALLOW_EIO3: "true" } }, async (world) => {
+  const people = [];
+  for (const transports of [["polling"], ["polling", "websocket"], ["websocket"]]) {
+    const name = `old${people.length}`;
+    people.push(...await arrive(8, (index) => talker(world, `${name}-${index}`, { client: "2.5", transports })));
+  }
+  await Promise.all(people.map((person) => says(person, 8)));
+  for (const person of people) assert.deepEqual(person.lost, [], person.id);
+  assert.deepEqual(world.balancer.refusals, []);
+  for (const person of people) person.leaves();
+});
+
 clusterStory("large messages pass, and what is too large is refused", { env: { CARILLON_SERVER__MAX_PAYLOAD: "100000" } }, async (world) => {
   const ana = await talker(world, "ana", { transports: ["polling"] });
   const message = "𝄞".repeat(4000);

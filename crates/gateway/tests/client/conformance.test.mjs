@@ -2,13 +2,12 @@
 // fixture echoes on /engine.io/ and has the namespaces / and /custom on /socket.io/; it pings
 // every 300 ms and waits 200 ms. The tests run one after the other, for the sake of their clocks.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { once } from "node:events";
 import http from "node:http";
 import { after, before, test } from "node:test";
-import { createInterface } from "node:readline";
 import { WebSocket } from "ws";
-import { conformance, eventually, pause, story, token, within } from "./harness.mjs";
+import { Fixture, ask } from "./fixture.mjs";
+import { eventually, pause, story, token, within } from "./harness.mjs";
 import { Polling, Raw } from "./raw.mjs";
 
 const INTERVAL = 300;
@@ -49,16 +48,11 @@ let origin;
 const left = new Set();
 
 before(async () => {
-  fixture = spawn(conformance, { env: { ...process.env, PORT: "0" }, stdio: ["ignore", "pipe", "inherit"] });
-  const line = once(createInterface({ input: fixture.stdout }), "line");
-  const [listening] = await within(10_000, "the fixture listens", Promise.race([
-    line,
-    once(fixture, "exit").then(([code]) => Promise.reject(new Error(`the fixture ended with ${code}`))),
-  ]));
-  origin = `http://${listening.split(" ").at(-1)}`;
+  fixture = await Fixture.start();
+  ({ origin } = fixture);
   watch();
 });
-after(() => fixture.kill("SIGKILL"));
+after(() => fixture.end());
 
 const now = () => performance.now();
 
@@ -66,27 +60,6 @@ const now = () => performance.now();
 function query(transport, more = {}) {
   const all = Object.entries({ EIO: "4", transport, ...more }).filter(([, value]) => value !== null);
   return `?${new URLSearchParams(all)}`;
-}
-
-/** A request on a connection of its own; resolves to {status, headers, body}. */
-function ask(url, { method = "GET", body, headers, agent = false, begun = () => {} } = {}) {
-  const answered = new Promise((resolve, reject) => {
-    const request = http.request(url, { method, headers, agent }, (response) => {
-      response.setEncoding("utf8");
-      let text = "";
-      response.on("data", (some) => { text += some; });
-      response.on("end", () => resolve({ status: response.statusCode, headers: response.headers, body: text }));
-      response.on("error", reject);
-    });
-    request.on("error", reject);
-    request.on("upgrade", (response, socket) => {
-      socket.destroy();
-      resolve({ status: response.statusCode, headers: response.headers, body: "" });
-    });
-    begun(request);
-    request.end(body);
-  });
-  return within(5000, `an answer to ${method} ${url}`, answered);
 }
 
 /** As it is written in a polling body, and back. */
@@ -370,7 +343,7 @@ async function watch() {
   for (;;) {
     const since = now();
     await Promise.all([pause(20), ask(`${origin}/engine.io/`, { agent })]).catch(() => {});
-    if (fixture.signalCode) return agent.destroy();
+    if (fixture.child.signalCode) return agent.destroy();
     worst = Math.max(worst, now() - since);
   }
 }
