@@ -47,6 +47,8 @@ pub struct Member {
     publisher: Option<Publisher>,
     /// Reads nothing any more once the others talk.
     stalls: bool,
+    /// What it hears has not crossed to another node: checked, but neither counted nor timed.
+    is_near: bool,
     /// Refusals by code.
     refusals: BTreeMap<String, u64>,
 }
@@ -123,7 +125,21 @@ impl Member {
             }
         }
         let heard = (0..publishers).map(|_| Tally::default()).collect();
-        Ok(Self { client, run, heard, publisher, stalls: false, refusals: BTreeMap::new() })
+        Ok(Self {
+            client,
+            run,
+            heard,
+            publisher,
+            stalls: false,
+            is_near: false,
+            refusals: BTreeMap::new(),
+        })
+    }
+
+    /// It is on the node that is written to, and others are not.
+    #[must_use]
+    pub fn near(self) -> Self {
+        Self { is_near: true, ..self }
     }
 
     /// It reads nothing any more once the others talk, and no account is kept of what it hears.
@@ -237,6 +253,10 @@ impl Member {
                 let marker = Marker::find(frame).context("a message without a marker")?;
                 let tally = self.heard.get_mut(marker.publisher).context("a foreign message")?;
                 tally.hear(marker.number);
+                if self.is_near {
+                    self.run.near.increment();
+                    return Ok(());
+                }
                 self.run.delivered.increment();
                 let intended = self.run.epoch + Duration::from_nanos(marker.nanoseconds);
                 self.run.record(intended, |latencies| &mut latencies.delivery);

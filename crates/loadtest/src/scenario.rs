@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     client::{Buffers, Client, Target},
     member::{Member, Outcome, Pace, Publisher},
-    process::Process,
+    process::{Process, Processes},
     report::{Balance, Latency, Report, Server, Settings},
     run::{Run, Schedule, per},
     tally::Accepted,
@@ -40,10 +40,14 @@ const TOKEN_SECONDS: i64 = 24 * 3_600;
 /// What is done to the server.
 pub struct Scenario {
     pub target: Target,
+    /// Other nodes of its cluster. All who only listen are there, in turn.
+    pub elsewhere: Vec<Target>,
     /// HS256.
     pub secret: String,
     pub settings: Settings,
-    pub server: Option<Process>,
+    pub server: Option<Processes>,
+    /// What the server needs besides, by name: a database, a broker.
+    pub beside: Vec<(String, Process)>,
 }
 
 /// Everybody in their rooms, waiting to begin.
@@ -75,6 +79,7 @@ impl Scenario {
         if let Some(server) = &self.server {
             server.cpu().context("--server-pid")?;
         }
+        self.used_beside().context("--beside")?;
         let gathered = self.gather().await?;
         self.measure(gathered, Instant::now()).await
     }
@@ -88,9 +93,10 @@ impl Scenario {
         ensure!(run.schedule.set(Schedule { start, measured, end }).is_ok(), "started twice");
         signals.start.send_replace(());
         self.watch(&run, measured, "  (warming up)").await?;
-        let before = run.count(self.server.as_ref())?;
+        let (before, beside_before) = (run.count(self.server.as_ref())?, self.used_beside()?);
         self.watch(&run, end, "").await?;
         let span = run.count(self.server.as_ref())?.since(&before);
+        let beside = self.used_beside()?.into_iter().zip(beside_before);
         let memory = self.server.as_ref().and_then(|server| server.memory().ok());
 
         self.settle(&run).await;
@@ -113,12 +119,24 @@ impl Scenario {
             server: memory
                 .zip(used.server_cpu_seconds)
                 .map(|(memory, cpu)| Server::of(memory, cpu / used.seconds)),
+            beside: beside
+                .map(|((name, now), (_, then))| {
+                    (name, now.saturating_sub(then).as_secs_f64() / used.seconds)
+                })
+                .collect(),
             generator_busy_share: used.own_cpu_seconds
                 / per(settings.threads as u64, 1.0)
                 / used.seconds,
             other_frames: span.other,
-            balance: balance(outcomes, run.delivered.get()),
+            balance: balance(outcomes, run.delivered.get() + run.near.get()),
         })
+    }
+
+    /// CPU time used so far by what the server needs besides, its children included.
+    fn used_beside(&self) -> anyhow::Result<Vec<(String, Duration)>> {
+        let used =
+            |(name, process): &(String, Process)| Ok((name.clone(), process.cpu_with_children()?));
+        self.beside.iter().map(used).collect()
     }
 
     /// Everybody connected and in their room, each a task, and quiet.
@@ -127,6 +145,10 @@ impl Scenario {
         ensure!(
             rooms > 0 && publishers > 0 && publishers + stalled <= members,
             "a room has at least one publisher, and those who publish or stall are members"
+        );
+        ensure!(
+            self.elsewhere.is_empty() || publishers + stalled < members,
+            "with several nodes somebody only listens: nothing else crosses from one to another"
         );
         ensure!(users != Some(0), "--users 0 would leave nobody to be a member");
         let run = Arc::new(Run::new()?);
@@ -176,9 +198,19 @@ impl Scenario {
             let (turn, of) = (seat * rooms + room, publishers * rooms);
             Publisher::new(room_id.clone(), seat, turn as u64, of as u64, pace)
         });
-        let client = Client::connect(&self.target, &token, Buffers::HEARING).await?;
+        let target = self.node_of(seat);
+        let client = Client::connect(target, &token, Buffers::HEARING).await?;
         let member = Member::enter(client, run.clone(), room_id, publishers, publisher).await?;
+        let is_near = !self.elsewhere.is_empty() && seat < publishers;
+        let member = if is_near { member.near() } else { member };
         Ok(if seat < members - stalled { member } else { member.stalling() })
+    }
+
+    /// Who writes does so on the first node.
+    fn node_of(&self, seat: usize) -> &Target {
+        let listener = seat.checked_sub(self.settings.publishers);
+        let others = listener.and_then(|place| self.elsewhere.iter().cycle().nth(place));
+        others.unwrap_or(&self.target)
     }
 
     /// A line a second until then.
@@ -215,7 +247,7 @@ impl Scenario {
         while moved.elapsed() < PATIENCE {
             let acknowledged = run.acknowledged.get();
             let answered = acknowledged + run.refused.get();
-            let delivered = run.delivered.get();
+            let delivered = run.delivered.get() + run.near.get();
             if answered == run.sent.get() && delivered >= acknowledged * members {
                 return sleep(LINGER).await;
             }

@@ -96,8 +96,10 @@ impl Setup {
         let exam = self.provide(schooling).await?;
         let chat = Scenario {
             target: self.target.clone(),
+            elsewhere: Vec::new(),
             secret: self.secret.clone(),
             settings: Settings {
+                nodes: 1,
                 rooms: schooling.rooms,
                 members: schooling.members,
                 users: None,
@@ -109,6 +111,7 @@ impl Setup {
                 threads: 1,
             },
             server: self.server.clone(),
+            beside: Vec::new(),
         };
         let people = |kind: &'static str, count| {
             let names = Self::names(count).map(move |name| format!("{name}-{kind}"));

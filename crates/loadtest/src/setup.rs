@@ -12,7 +12,7 @@ use tokio::time::sleep_until;
 
 use crate::{
     client::{Buffers, Client, Target},
-    process::{Process, Reading},
+    process::{Processes, Reading},
     report::Server,
     run::per,
     scenario::{ARRIVING, token},
@@ -25,7 +25,7 @@ pub struct Setup {
     pub secret: String,
     pub warmup: Duration,
     pub duration: Duration,
-    pub server: Option<Process>,
+    pub server: Option<Processes>,
 }
 
 /// What was counted while it was measured, and what that cost.
