@@ -79,7 +79,8 @@ struct Cli {
     /// Members of each room who read nothing any more once the others talk; not its publishers.
     #[arg(long, default_value_t = 0)]
     stalled: usize,
-    /// Unanswered messages per publisher: the next is sent when one is answered.
+    /// Unanswered messages per publisher: the next is sent when one is answered and, with several
+    /// nodes, has come to another.
     #[arg(long, default_value_t = 1, conflicts_with = "rate")]
     in_flight: usize,
     /// Messages a second by all publishers together, whatever the server does. Latencies count

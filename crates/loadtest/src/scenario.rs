@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     client::{Buffers, Client, Target},
-    member::{Member, Outcome, Pace, Publisher},
+    member::{Crossed, Member, Outcome, Pace, Place, Publisher},
     process::{Process, Processes},
     report::{Balance, Latency, Report, Server, Settings},
     run::{Run, Schedule, per},
@@ -155,13 +155,17 @@ impl Scenario {
         let signals = Signals { start: watch::Sender::new(()), stop: watch::Sender::new(()) };
         let began = Instant::now();
         // New rooms and users every time: what earlier runs left behind changes nothing.
-        let name = format!("load-{:x}", jiff::Timestamp::now().as_millisecond());
+        let name = new_name();
         let (name, shared) = (name.as_str(), &run);
         let total = rooms * members;
+        let crossed: Vec<_> = (0..rooms).map(|_| Arc::new(Crossed::new(publishers))).collect();
+        let crossed = &crossed;
         // Round the rooms, so that they fill together.
         let mut entering = stream::iter((0..total).map(|place| (place % rooms, place / rooms)))
             .map(|(room, seat)| async move {
-                self.enter(shared, name, room, seat).await.map(|member| (room, member))
+                self.enter(shared, name, room, seat, &crossed[room])
+                    .await
+                    .map(|member| (room, member))
             })
             .buffer_unordered(ARRIVING);
 
@@ -189,6 +193,7 @@ impl Scenario {
         name: &str,
         room: usize,
         seat: usize,
+        crossed: &Arc<Crossed>,
     ) -> anyhow::Result<Member> {
         let Settings { rooms, members, users, publishers, stalled, pace, .. } = self.settings;
         let user = users.map_or(seat, |users| seat % users);
@@ -201,9 +206,18 @@ impl Scenario {
         let target = self.node_of(seat);
         let client = Client::connect(target, &token, Buffers::HEARING).await?;
         let member = Member::enter(client, run.clone(), room_id, publishers, publisher).await?;
-        let is_near = !self.elsewhere.is_empty() && seat < publishers;
-        let member = if is_near { member.near() } else { member };
+        let member = member.at(self.place(crossed, seat));
         Ok(if seat < members - stalled { member } else { member.stalling() })
+    }
+
+    fn place(&self, crossed: &Arc<Crossed>, seat: usize) -> Place {
+        if self.elsewhere.is_empty() {
+            return Place::Only;
+        }
+        match seat.checked_sub(self.settings.publishers) {
+            None => Place::Near(crossed.clone()),
+            Some(listener) => Place::Far((listener == 0).then(|| crossed.clone())),
+        }
     }
 
     /// Who writes does so on the first node.
@@ -258,6 +272,11 @@ impl Scenario {
             sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// A name that no other run has, not even one that began in the same millisecond.
+pub fn new_name() -> String {
+    format!("load-{:x}-{:x}", jiff::Timestamp::now().as_millisecond(), std::process::id())
 }
 
 /// A student's token, signed as the school's backend does.

@@ -17,7 +17,7 @@ use crate::{
     member::Pace,
     report::{Balance, Latency, Server, Settings},
     run::per,
-    scenario::Scenario,
+    scenario::{Scenario, new_name},
     setup::Setup,
 };
 
@@ -168,7 +168,7 @@ impl Setup {
 
     /// An exam that everybody may sit.
     async fn provide(&self, schooling: &Schooling) -> anyhow::Result<ExamId> {
-        let id = format!("load-{:x}", jiff::Timestamp::now().as_millisecond());
+        let id = new_name();
         let question = json!({
             "kind": "single_choice", "text": "Is the empty set open?",
             "options": ["Yes", "No", "Sometimes", "Never"], "correct": [0], "points": 1,

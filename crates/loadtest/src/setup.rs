@@ -15,7 +15,7 @@ use crate::{
     process::{Processes, Reading},
     report::Server,
     run::per,
-    scenario::{ARRIVING, token},
+    scenario::{ARRIVING, new_name, token},
 };
 
 /// Whom, and for how long.
@@ -56,7 +56,7 @@ impl fmt::Display for Measured {
 impl Setup {
     /// New users every time: what earlier runs left behind changes nothing.
     pub fn names(count: usize) -> impl Iterator<Item = String> {
-        let name = format!("load-{:x}", jiff::Timestamp::now().as_millisecond());
+        let name = new_name();
         (0..count).map(move |n| format!("{name}-{n}"))
     }
 
