@@ -56,12 +56,19 @@ impl Process {
     pub fn cpu_with_children(&self) -> anyhow::Result<Duration> {
         let stat = self.read("stat")?;
         let dead = cpu_after(&stat, 13).with_context(|| format!("/proc/{}/stat", self.0))?;
-        let children = self.read(&format!("task/{}/children", self.0)).unwrap_or_default();
+        let children = self.children();
         // One that is gone by now is among the dead of the next reading.
         let living = children
             .split_whitespace()
             .filter_map(|id| Self(id.to_owned()).cpu_with_children().ok());
         Ok(self.cpu()? + dead + living.sum::<Duration>())
+    }
+
+    /// Their numbers; each thread knows its own.
+    fn children(&self) -> String {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0)).into_iter().flatten();
+        let of = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).ok();
+        threads.flatten().filter_map(of).collect()
     }
 
     /// Resident bytes now, and at most so far.
