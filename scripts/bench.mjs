@@ -6,6 +6,7 @@ import path from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { mustBeInstalled, startPostgres, startRedis } from "./services.mjs";
 import { median, ratios, reaches, summary } from "./statistics.mjs";
 
 const root = fileURLToPath(new URL("../", import.meta.url));
@@ -30,7 +31,8 @@ const { values: options, positionals } = parseArgs({
   },
 });
 
-// Who is measured. Each prints a line that says where it listens.
+// Who is measured. Each prints a line that says where it listens. `needs` is what several nodes of one
+// share: how it is started, and the variable that names it to them.
 const RATES = ["MESSAGE", "ROOM", "HEARTBEAT", "EXAM", "LEADERBOARD", "NOTIFICATION", "API"];
 const built = (name) => path.resolve(options.binaries, name);
 const PEERS = {
@@ -50,11 +52,16 @@ const PEERS = {
       `[[api_keys]]\nname = "bench"\ntenant = "default"\nkey = "${API_KEY}"\nscopes = ["*"]\n`,
     ),
     ready: /"ready".*"address":"([^"]+)"|"address":"([^"]+)".*"ready"/,
+    needs: {
+      postgresql: { launch: startPostgres, variable: "DATABASE_URL" },
+      redis: { launch: startRedis, variable: "REDIS_URL" },
+    },
   },
   node: {
     command: () => [process.execPath, path.join(root, "examples/node-peer/server.mjs")],
     env: () => ({ PORT: "0", NODE_ENV: "production" }),
     ready: /ready on http:\/\/(\S+)/,
+    needs: { redis: { launch: startRedis, variable: "REDIS_URL" } },
   },
   bare: {
     command: () => [built("examples/bare")],
@@ -66,12 +73,19 @@ const PEERS = {
 // What is measured: figures of the generator's report, and how they are to compare.
 const messages = "carillon: a message is flushed to disk before it is acknowledged or delivered; "
   + "node and bare keep nothing";
+const clustered = "carillon: a message and its outbox row are flushed to disk by PostgreSQL before it is "
+  + "acknowledged or published; node keeps nothing";
 const rows = "carillon: rows are flushed to disk before they are told of";
 const nothing = "nothing, on either side";
 // A latency that was never measured is none.
 const at99 = (latency) => (latency.count > 0 ? latency.p99Ms : NaN);
 const perCpu = { name: "deliveries per CPU-second", better: "more", of: (r) => r.deliveriesPerCpuSecond };
 const p99 = { name: "delivery p99, ms", better: "less", isLatency: true, of: (r) => at99(r.delivery) };
+const sum = (values) => values.reduce((a, b) => a + b, 0);
+const perAllCpu = {
+  name: "the same, with what is used by Redis and PostgreSQL", better: "more",
+  of: (r) => r.deliveriesPerSecond / (r.server.busyShare + sum(Object.values(r.beside))),
+};
 const chat = (args, durable, figures) => ({ args, durable, figures });
 const SCENARIOS = {
   "chat-1x1000-w1": chat(["--members", "1000", "--in-flight", "1"], messages, [
@@ -124,6 +138,25 @@ const SCENARIOS = {
       bars: { node: { must: 1.3, aim: 1.25 } },
     }],
   },
+  // Written to on one node, counted on the other; what they share is on the core of both.
+  "nodes-100x10-w1": {
+    ...chat(["--rooms", "100", "--members", "10", "--in-flight", "1"], clustered, [
+      { ...perCpu, bars: { node: { must: 1.3, aim: 2 } } },
+      perAllCpu,
+      { ...p99, bars: { node: { must: 1 } } },
+    ]),
+    nodes: 2,
+    peers: ["carillon", "node"],
+  },
+  "nodes-100x10-200ps": {
+    ...chat(["--rooms", "100", "--members", "10", "--rate", "200"], clustered, [
+      { ...p99, bars: { node: { must: 1 } } },
+      perCpu,
+      perAllCpu,
+    ]),
+    nodes: 2,
+    peers: ["carillon", "node"],
+  },
   notify: {
     args: ["notify", "--users", "1000", "--every", "500ms"],
     durable: rows,
@@ -142,7 +175,7 @@ const SCENARIOS = {
     })),
   },
 };
-const DEFAULT = Object.keys(SCENARIOS).filter((name) => !SCENARIOS[name].peers);
+const DEFAULT = Object.keys(SCENARIOS).filter((name) => SCENARIOS[name].figures.some(({ bars }) => bars));
 
 // Everything that runs, so that nothing does when this ends.
 const running = new Set();
@@ -159,7 +192,11 @@ function start(core, command, env, directory) {
   });
   return child;
 }
-process.on("exit", () => running.forEach((child) => child.kill("SIGKILL")));
+const shared = new Set();
+process.on("exit", () => {
+  running.forEach((child) => child.kill("SIGKILL"));
+  shared.forEach((service) => service.stop());
+});
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(130));
 
 /** The median time of an append of 4 KiB and a flush, in ms. */
@@ -198,13 +235,28 @@ async function run(name, peerName, round, out) {
   const peer = PEERS[peerName];
   peer.prepare?.(directory);
   const flushMs = flushTime(directory);
-  const server = start(options["server-core"], peer.command(directory), peer.env(directory), directory);
+  const { nodes = 1, args, warmup = options.warmup } = SCENARIOS[name];
+  const core = options["server-core"];
+  const beside = {};
+  const servers = [];
   try {
-    const address = await listening(server, peer.ready, log);
+    const env = peer.env(directory);
+    for (const [service, { launch, variable }] of nodes > 1 ? Object.entries(peer.needs) : []) {
+      beside[service] = await launch(options.work, { core });
+      shared.add(beside[service]);
+      env[variable] = beside[service].url;
+    }
+    const places = [];
+    for (let node = 0; node < nodes; node += 1) {
+      const server = start(core, peer.command(directory), env, directory);
+      servers.push(server);
+      const address = await listening(server, peer.ready, log);
+      places.push("--url", `http://${address}`, "--server-pid", String(server.pid));
+    }
     const generator = start(options["generator-core"], [
-      built("carillon-loadtest"), ...SCENARIOS[name].args,
-      "--url", `http://${address}`, "--server-pid", String(server.pid), "--json", `${file}.json`,
-      "--warmup", `${SCENARIOS[name].warmup ?? options.warmup}s`, "--duration", `${options.seconds}s`,
+      built("carillon-loadtest"), ...args, ...places,
+      ...Object.entries(beside).flatMap(([service, { pid }]) => ["--beside", `${service}=${pid}`]),
+      "--json", `${file}.json`, "--warmup", `${warmup}s`, "--duration", `${options.seconds}s`,
     ], { CARILLON_API_KEY: API_KEY }, directory);
     for (const input of [generator.stdout, generator.stderr]) {
       createInterface({ input }).on("line", (line) => log.write(`${line}\n`));
@@ -215,8 +267,14 @@ async function run(name, peerName, round, out) {
     fs.writeFileSync(`${file}.json`, JSON.stringify(report, null, 2));
     return report;
   } finally {
-    server.kill("SIGKILL");
-    await server.exited.catch(() => {});
+    for (const server of servers) {
+      server.kill("SIGKILL");
+      await server.exited.catch(() => {});
+    }
+    for (const service of Object.values(beside)) {
+      await service.stop();
+      shared.delete(service);
+    }
     fs.rmSync(directory, { recursive: true, force: true });
     log.end();
   }
@@ -264,12 +322,14 @@ function tell(name, reports) {
     const unsound = reports[peer].filter((report) => !report.isSound);
     const busy = percent(reports[peer], (r) => r.server?.busyShare ?? NaN);
     const own = percent(reports[peer], (r) => r.generatorBusyShare);
+    const beside = Object.keys(reports[peer][0]?.beside ?? {})
+      .map((service) => `${service} ${percent(reports[peer], (r) => r.beside[service])}, `).join("");
     const faults = new Set(unsound.flatMap(({ balance = {} }) =>
       ["missing", "duplicated", "outOfOrder"].filter((fault) => balance[fault] > 0)));
     const fault = unsound.length
       ? `   FAULT IN ${unsound.length} OF ${reports[peer].length} RUNS: ${[...faults].join(", ") || "see the logs"}`
       : "";
-    console.log(`   ${peer}: server ${busy} busy, generator ${own} busy${fault}`);
+    console.log(`   ${peer}: server ${busy} busy, ${beside}generator ${own} busy${fault}`);
   }
   return rows;
 }
@@ -294,8 +354,9 @@ async function main() {
   if (options.list || options.help) {
     console.log("scripts/bench [--rounds 5] [--seconds 3] [--warmup 2] [--out DIR] [--no-build]\n"
       + "              [--peers carillon,node,bare] [--binaries DIR] [SCENARIO …]\n");
-    for (const [name, { args }] of Object.entries(SCENARIOS)) {
-      console.log(`${name.padEnd(18)} ${DEFAULT.includes(name) ? " " : "-"} ${args.join(" ")}`);
+    for (const [name, { args, nodes }] of Object.entries(SCENARIOS)) {
+      const all = [...args, ...(nodes ? [`on ${nodes} nodes`] : [])].join(" ");
+      console.log(`${name.padEnd(18)} ${DEFAULT.includes(name) ? " " : "-"} ${all}`);
     }
     console.log("\nThose with a - are not run unless named.");
     return;
@@ -307,6 +368,14 @@ async function main() {
   const rows = [];
   for (const name of names) {
     const able = SCENARIOS[name].peers ?? Object.keys(PEERS);
+    if (SCENARIOS[name].nodes) {
+      try {
+        mustBeInstalled();
+      } catch (error) {
+        console.log(`\n!! SKIPPED: ${name}: ${error.message}`);
+        continue;
+      }
+    }
     const peers = able.filter((peer) => options.peers.split(",").includes(peer));
     const reports = Object.fromEntries(peers.map((peer) => [peer, []]));
     for (let round = 0; round < Number(options.rounds); round += 1) {

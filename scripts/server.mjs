@@ -1,13 +1,13 @@
 // A server to be measured and its load generator, for scripts/soak, scripts/growth and
 // scripts/abuse: free ports, databases in a temporary directory, and nothing left at the end.
-import { execFileSync, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
 import fs from "node:fs";
-import net from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import * as services from "./services.mjs";
 
 export const root = fileURLToPath(new URL("../", import.meta.url));
 export const release = path.join(root, "target/release");
@@ -26,7 +26,7 @@ const running = new Set();
 let postgres;
 process.on("exit", () => {
   running.forEach((child) => child.kill("SIGKILL"));
-  postgres?.("stop", "-m", "immediate");
+  postgres?.stop();
   fs.rmSync(work, { recursive: true, force: true });
 });
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(130));
@@ -118,30 +118,6 @@ export async function metrics({ operations }) {
 
 /** A PostgreSQL of its own; how many connections to it there are, it says itself. */
 export async function startPostgres() {
-  const versions = fs.existsSync("/usr/lib/postgresql") ? fs.readdirSync("/usr/lib/postgresql") : [];
-  const bin = versions.sort((a, b) => b - a).map((version) => `/usr/lib/postgresql/${version}/bin`)
-    .find((directory) => fs.existsSync(`${directory}/initdb`));
-  if (!bin) throw new Error("no PostgreSQL under /usr/lib/postgresql");
-  const data = path.join(work, "postgres");
-  fs.mkdirSync(data);
-  // PostgreSQL refuses to run as root.
-  const isRoot = process.getuid() === 0;
-  fs.chmodSync(work, 0o711);
-  if (isRoot) execFileSync("chown", ["postgres", data]);
-  const run = (command, ...args) => execFileSync(isRoot ? "runuser" : command,
-    isRoot ? ["-u", "postgres", "--", command, ...args] : args, { stdio: ["ignore", "pipe", "pipe"], cwd: "/" });
-  run(`${bin}/initdb`, "-D", `${data}/data`, "-U", "carillon", "-A", "trust", "-E", "UTF8", "--locale=C");
-  const port = await new Promise((resolve) => {
-    const server = net.createServer().listen(0, "127.0.0.1", () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
-    });
-  });
-  postgres = (...args) => run(`${bin}/pg_ctl`, "-D", `${data}/data`, "-w", ...args);
-  postgres("-l", `${data}/log`, "-o",
-    `-p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=${data}`, "start");
-  const url = `postgres://carillon@127.0.0.1:${port}/postgres`;
-  const connections = () => Number(execFileSync("psql", [url, "-Atc",
-    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"]));
-  return { url, connections };
+  postgres = await services.startPostgres(work);
+  return postgres;
 }

@@ -2,15 +2,27 @@
 // as far as the load generator speaks it. It keeps nothing: no database, no history, no limits.
 //
 //   JWT_SECRET=… PORT=3002 node server.mjs
+//
+// With REDIS_URL it is one of several nodes, by the Redis adapter. Numbers of messages are each
+// node's own.
 import { createSecretKey, randomUUID } from "node:crypto";
 import { createServer } from "node:http";
+import { createAdapter } from "@socket.io/redis-adapter";
 import jwt from "jsonwebtoken";
+import { createClient } from "redis";
 import { Server } from "socket.io";
 
-const { JWT_SECRET, HOST = "127.0.0.1", PORT = "0" } = process.env;
+const { JWT_SECRET, HOST = "127.0.0.1", PORT = "0", REDIS_URL } = process.env;
 if (!JWT_SECRET) throw new Error("JWT_SECRET: what tokens are signed with");
 // A key object is read once; with a string every verification costs 60 times as much.
 const key = createSecretKey(Buffer.from(JWT_SECRET));
+
+async function adapter() {
+  const clients = [createClient({ url: REDIS_URL }), createClient({ url: REDIS_URL })];
+  for (const client of clients) client.on("error", (error) => console.error(error.message));
+  await Promise.all(clients.map((client) => client.connect()));
+  return createAdapter(...clients);
+}
 
 const http = createServer();
 const io = new Server(http, {
@@ -19,6 +31,7 @@ const io = new Server(http, {
   serveClient: false,
   pingInterval: 25_000,
   pingTimeout: 60_000,
+  ...(REDIS_URL ? { adapter: await adapter() } : {}),
 });
 
 io.use((socket, next) => {

@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     client::{Buffers, Client, Frame},
-    process::Process,
+    process::Processes,
     report::Server,
     run::per,
     setup::Setup,
@@ -65,7 +65,7 @@ struct Held {
     proportional: Option<u64>,
 }
 
-fn held(server: &Process) -> anyhow::Result<Held> {
+fn held(server: &Processes) -> anyhow::Result<Held> {
     Ok(Held {
         resident: server.memory()?.resident_bytes,
         // Only the owner of a process may ask.

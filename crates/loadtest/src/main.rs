@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tokio::runtime::Builder;
@@ -40,7 +40,7 @@ use crate::{
     idle::Idling,
     member::Pace,
     notify::Notifying,
-    process::Process,
+    process::{Process, Processes},
     report::{Report, Settings},
     scenario::Scenario,
     school::Schooling,
@@ -55,9 +55,11 @@ struct Cli {
     /// Something else than chat.
     #[command(subcommand)]
     load: Option<Load>,
-    /// The server, as a frontend names it.
+    /// The server, as a frontend names it. Said again, for chat only, another node of its cluster:
+    /// all who write are on the first, all who only listen on the others, in turn, and counted and
+    /// timed is what arrives there.
     #[arg(long, global = true, default_value = "http://127.0.0.1:3001")]
-    url: Url,
+    url: Vec<Url>,
     /// The HS256 secret that the server verifies tokens with.
     #[arg(long, global = true, env = "JWT_SECRET", hide_env_values = true, default_value = "")]
     secret: String,
@@ -77,7 +79,8 @@ struct Cli {
     /// Members of each room who read nothing any more once the others talk; not its publishers.
     #[arg(long, default_value_t = 0)]
     stalled: usize,
-    /// Unanswered messages per publisher: the next is sent when one is answered.
+    /// Unanswered messages per publisher: the next is sent when one is answered and, with several
+    /// nodes, has come to another.
     #[arg(long, default_value_t = 1, conflicts_with = "rate")]
     in_flight: usize,
     /// Messages a second by all publishers together, whatever the server does. Latencies count
@@ -93,9 +96,13 @@ struct Cli {
     /// Threads of the generator. Give it a core of its own rather than more threads.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Reads CPU time and memory of this process.
+    /// Reads CPU time and memory of this process. Said again, of another node: they are added up.
     #[arg(long, global = true, value_name = "PID")]
-    server_pid: Option<u32>,
+    server_pid: Vec<u32>,
+    /// Tells, beside the server's, the CPU time of this process and its children: what the server
+    /// needs besides, such as a database. May be said again.
+    #[arg(long, value_name = "NAME=PID", value_parser = named)]
+    beside: Vec<(String, u32)>,
     /// Writes the report there, too.
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -138,10 +145,14 @@ impl Cli {
 
     fn scenario(&self) -> anyhow::Result<Scenario> {
         ensure!(!self.duration.is_zero(), "--duration 0 would measure nothing");
+        let mut nodes = self.url.iter().map(Target::new);
+        let beside = self.beside.iter().map(|(name, id)| (name.clone(), Process::of_id(*id)));
         Ok(Scenario {
-            target: Target::new(&self.url)?,
+            target: nodes.next().context("--url: no server")??,
+            elsewhere: nodes.collect::<anyhow::Result<_>>()?,
             secret: self.secret.clone(),
             settings: Settings {
+                nodes: self.url.len(),
                 rooms: self.rooms,
                 members: self.members,
                 users: self.users,
@@ -152,7 +163,8 @@ impl Cli {
                 measured_seconds: self.duration.as_secs_f64(),
                 threads: self.threads.max(1),
             },
-            server: self.server_pid.map(Process::of_id),
+            server: Processes::of_ids(&self.server_pid),
+            beside: beside.collect(),
         })
     }
 
@@ -169,12 +181,13 @@ impl Cli {
     /// `false` when anything was refused or lost.
     fn load(&self, load: &Load) -> anyhow::Result<bool> {
         ensure!(!self.duration.is_zero(), "--duration 0 would measure nothing");
+        let [url] = &self.url[..] else { bail!("several nodes, each a --url: for chat only") };
         let setup = Arc::new(Setup {
-            target: Target::new(&self.url)?,
+            target: Target::new(url)?,
             secret: self.secret.clone(),
             warmup: self.warmup,
             duration: self.duration,
-            server: self.server_pid.map(Process::of_id),
+            server: Processes::of_ids(&self.server_pid),
         });
         let runtime = Builder::new_current_thread().enable_all().build()?;
         match load {
@@ -231,6 +244,12 @@ impl Cli {
     }
 }
 
+/// `name=number`.
+fn named(text: &str) -> anyhow::Result<(String, u32)> {
+    let (name, id) = text.split_once('=').context("a name, = and the number of a process")?;
+    Ok((name.to_owned(), id.parse()?))
+}
+
 /// Fails when a delivery is missing, comes twice or out of order, and when anything was refused.
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
@@ -262,6 +281,17 @@ mod tests {
         Cli::command().debug_assert();
         let scenario = cli(&["--rooms", "100", "--members", "10"]).scenario().unwrap();
         assert_eq!((scenario.settings.rooms, scenario.settings.members), (100, 10));
+    }
+
+    #[test]
+    fn another_url_is_another_node_and_its_process_counts() {
+        let two =
+            ["--url", "http://a", "--url", "http://b", "--server-pid", "1", "--server-pid", "2"];
+        let scenario = cli(&two).scenario().unwrap();
+        assert_eq!((scenario.settings.nodes, scenario.elsewhere.len()), (2, 1));
+        assert_eq!(cli(&["--beside", "redis=7"]).beside, [("redis".to_owned(), 7)]);
+        let echo = cli(&["echo", "--url", "http://a", "--url", "http://b"]);
+        assert!(echo.load(echo.load.as_ref().unwrap()).is_err(), "only chat knows several");
     }
 
     #[test]

@@ -4,7 +4,11 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write as _,
     future::pending,
-    sync::Arc,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,7 +20,11 @@ use carillon_domain::{
 };
 use serde::Serialize;
 use serde_json::Value;
-use tokio::{sync::watch, task::yield_now, time::sleep_until};
+use tokio::{
+    sync::{Notify, watch},
+    task::yield_now,
+    time::sleep_until,
+};
 
 use crate::{
     client::{Client, Frame, is_ok},
@@ -31,11 +39,46 @@ const TIMER_GRAIN: Duration = Duration::from_millis(2);
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Pace {
-    /// So many unanswered messages per publisher: the next one when one is answered.
+    /// So many unanswered messages per publisher: the next one when one is answered and, with several
+    /// nodes, has come to another.
     InFlight(usize),
     /// So many messages a second by all publishers together, whatever the server does. Latencies
     /// count from the instant a message was to be sent, so one that had to wait has waited.
     PerSecond(f64),
+}
+
+/// How many messages of each publisher of a room have come to another node, as one listener there
+/// hears them. Without it only the near node would be waited for, and the far one fall behind.
+#[derive(Debug)]
+pub struct Crossed(Vec<AtomicU64>, Notify);
+
+impl Crossed {
+    pub fn new(publishers: usize) -> Self {
+        Self((0..publishers).map(|_| AtomicU64::new(0)).collect(), Notify::new())
+    }
+
+    fn count(&self, publisher: usize) -> u64 {
+        self.0.get(publisher).map_or(0, |count| count.load(Relaxed))
+    }
+
+    fn add(&self, publisher: usize) {
+        if let Some(count) = self.0.get(publisher) {
+            count.fetch_add(1, Relaxed);
+            self.1.notify_waiters();
+        }
+    }
+}
+
+/// What a member is, where there are several nodes.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// There is one node.
+    Only,
+    /// On the node that is written to. What it hears has not crossed to another: it is checked, but
+    /// neither counted nor timed.
+    Near(Arc<Crossed>),
+    /// On another node. One in each room tells the publishers what has come.
+    Far(Option<Arc<Crossed>>),
 }
 
 /// A member of a room.
@@ -47,6 +90,7 @@ pub struct Member {
     publisher: Option<Publisher>,
     /// Reads nothing any more once the others talk.
     stalls: bool,
+    place: Place,
     /// Refusals by code.
     refusals: BTreeMap<String, u64>,
 }
@@ -92,6 +136,14 @@ impl Publisher {
         }
     }
 
+    /// Messages that are not answered, or have not come to the other node.
+    fn in_flight(&self, crossed: Option<&Crossed>) -> usize {
+        let Some(crossed) = crossed else { return self.waiting.len() };
+        let done = crossed.count(self.index) + self.refused.len() as u64;
+        let crossing = self.sent.saturating_sub(done);
+        self.waiting.len().max(usize::try_from(crossing).unwrap_or(usize::MAX))
+    }
+
     /// What the server said yes to. Without an answer nothing was promised.
     fn accepted(self) -> (usize, Accepted) {
         let mut without = self.refused;
@@ -123,7 +175,21 @@ impl Member {
             }
         }
         let heard = (0..publishers).map(|_| Tally::default()).collect();
-        Ok(Self { client, run, heard, publisher, stalls: false, refusals: BTreeMap::new() })
+        Ok(Self {
+            client,
+            run,
+            heard,
+            publisher,
+            stalls: false,
+            place: Place::Only,
+            refusals: BTreeMap::new(),
+        })
+    }
+
+    /// There are several nodes.
+    #[must_use]
+    pub fn at(self, place: Place) -> Self {
+        Self { place, ..self }
     }
 
     /// It reads nothing any more once the others talk, and no account is kept of what it hears.
@@ -181,6 +247,15 @@ impl Member {
 
     async fn keep_in_flight(&mut self, limit: usize, schedule: Schedule) -> anyhow::Result<()> {
         loop {
+            let crossed = match &self.place {
+                Place::Near(crossed) => Some(crossed.clone()),
+                Place::Only | Place::Far(_) => None,
+            };
+            // Nothing that comes between looking and waiting is missed.
+            let mut come = pin!(crossed.as_ref().map(|crossed| crossed.1.notified()));
+            if let Some(come) = come.as_mut().as_pin_mut() {
+                come.enable();
+            }
             while self.waiting() < limit {
                 let now = Instant::now();
                 if now >= schedule.end {
@@ -188,8 +263,15 @@ impl Member {
                 }
                 self.publish(now)?;
             }
-            let frame = self.client.next().await?;
-            self.hear(&frame)?;
+            let Some(come) = come.as_mut().as_pin_mut() else {
+                let frame = self.client.next().await?;
+                self.hear(&frame)?;
+                continue;
+            };
+            tokio::select! {
+                frame = self.client.next() => self.hear(&frame?)?,
+                () = come => {}
+            }
         }
     }
 
@@ -213,7 +295,11 @@ impl Member {
     }
 
     fn waiting(&self) -> usize {
-        self.publisher.as_ref().map_or(0, |publisher| publisher.waiting.len())
+        let crossed = match &self.place {
+            Place::Near(crossed) => Some(&**crossed),
+            Place::Only | Place::Far(_) => None,
+        };
+        self.publisher.as_ref().map_or(0, |publisher| publisher.in_flight(crossed))
     }
 
     fn publish(&mut self, intended: Instant) -> anyhow::Result<()> {
@@ -237,6 +323,14 @@ impl Member {
                 let marker = Marker::find(frame).context("a message without a marker")?;
                 let tally = self.heard.get_mut(marker.publisher).context("a foreign message")?;
                 tally.hear(marker.number);
+                match &self.place {
+                    Place::Near(_) => {
+                        self.run.near.increment();
+                        return Ok(());
+                    }
+                    Place::Far(Some(crossed)) => crossed.add(marker.publisher),
+                    Place::Only | Place::Far(None) => {}
+                }
                 self.run.delivered.increment();
                 let intended = self.run.epoch + Duration::from_nanos(marker.nanoseconds);
                 self.run.record(intended, |latencies| &mut latencies.delivery);
@@ -299,6 +393,20 @@ mod tests {
         assert_eq!(code(r#"[{"ok":false,"code":"RATE_LIMITED"}]"#), "RATE_LIMITED");
         assert_eq!(code(r#"["error",{"message":"no","code":"INVALID"}]"#), "INVALID");
         assert_eq!(code("[{}"), "without a code");
+    }
+
+    #[test]
+    fn with_several_nodes_a_message_is_under_way_until_it_has_crossed() {
+        let mut publisher =
+            Publisher::new(RoomId::new("algebra").unwrap(), 1, 0, 1, Pace::InFlight(4));
+        let crossed = Crossed::new(2);
+        publisher.sent = 3;
+        publisher.refused.insert(0);
+        publisher.waiting.insert(9, (2, Instant::now()));
+        assert_eq!((publisher.in_flight(None), publisher.in_flight(Some(&crossed))), (1, 2));
+        crossed.add(1);
+        crossed.add(1);
+        assert_eq!(publisher.in_flight(Some(&crossed)), 1, "come, and not answered");
     }
 
     #[test]

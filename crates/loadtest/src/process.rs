@@ -2,6 +2,7 @@
 
 use std::{
     fmt, fs,
+    iter::Sum,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,29 @@ const TICK: Duration = Duration::from_millis(10);
 /// A process, named as in `/proc`: a number, or `self`.
 #[derive(Clone, Debug)]
 pub struct Process(String);
+
+/// A server: its process, or those of all its nodes, whose use is added up.
+#[derive(Clone, Debug)]
+pub struct Processes(Vec<Process>);
+
+impl Processes {
+    /// `None` without any.
+    pub fn of_ids(ids: &[u32]) -> Option<Self> {
+        (!ids.is_empty()).then(|| Self(ids.iter().copied().map(Process::of_id).collect()))
+    }
+
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        self.0.iter().map(Process::cpu).sum()
+    }
+
+    pub fn memory(&self) -> anyhow::Result<Memory> {
+        self.0.iter().map(Process::memory).sum()
+    }
+
+    pub fn proportional_bytes(&self) -> anyhow::Result<u64> {
+        self.0.iter().map(Process::proportional_bytes).sum()
+    }
+}
 
 impl Process {
     pub fn of_id(id: u32) -> Self {
@@ -26,6 +50,25 @@ impl Process {
     /// CPU time used so far, by all threads, in user space and in the kernel.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         cpu(&self.read("stat")?).with_context(|| format!("/proc/{}/stat", self.0))
+    }
+
+    /// The same, with the time of its children, living and dead: a database forks.
+    pub fn cpu_with_children(&self) -> anyhow::Result<Duration> {
+        let stat = self.read("stat")?;
+        let dead = cpu_after(&stat, 13).with_context(|| format!("/proc/{}/stat", self.0))?;
+        let children = self.children();
+        // One that is gone by now is among the dead of the next reading.
+        let living = children
+            .split_whitespace()
+            .filter_map(|id| Self(id.to_owned()).cpu_with_children().ok());
+        Ok(self.cpu()? + dead + living.sum::<Duration>())
+    }
+
+    /// Their numbers; each thread knows its own.
+    fn children(&self) -> String {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0)).into_iter().flatten();
+        let of = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).ok();
+        threads.flatten().filter_map(of).collect()
     }
 
     /// Resident bytes now, and at most so far.
@@ -50,10 +93,25 @@ pub struct Memory {
     pub peak_bytes: u64,
 }
 
-/// Fields 14 and 15; the second field is a name in brackets that may contain anything.
+impl Sum for Memory {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self { resident_bytes: 0, peak_bytes: 0 }, |sum, of| Self {
+            resident_bytes: sum.resident_bytes + of.resident_bytes,
+            peak_bytes: sum.peak_bytes + of.peak_bytes,
+        })
+    }
+}
+
+/// Fields 14 and 15.
 fn cpu(stat: &str) -> Option<Duration> {
+    cpu_after(stat, 11)
+}
+
+/// Two neighbouring times, so many fields after the second, which is a name in brackets that may
+/// contain anything.
+fn cpu_after(stat: &str, skipped: usize) -> Option<Duration> {
     let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_whitespace().skip(11);
+    let mut fields = after_name.split_whitespace().skip(skipped);
     let user: u32 = fields.next()?.parse().ok()?;
     let system: u32 = fields.next()?.parse().ok()?;
     Some(TICK * (user + system))
@@ -86,7 +144,7 @@ pub struct Used {
 }
 
 impl Reading {
-    pub fn now(server: Option<&Process>) -> anyhow::Result<Self> {
+    pub fn now(server: Option<&Processes>) -> anyhow::Result<Self> {
         Ok(Self {
             at: Instant::now(),
             // A server that dies is reported by what it no longer does.
@@ -115,12 +173,15 @@ impl fmt::Display for Used {
 
 #[cfg(test)]
 mod tests {
+    use std::{process::Command, thread};
+
     use super::*;
 
     #[test]
     fn a_name_with_brackets_and_spaces_does_not_shift_the_fields() {
         let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 500 0 0 0 150 50 0 0 20 0 3 0 99 1000 20";
         assert_eq!(cpu(stat), Some(Duration::from_secs(2)));
+        assert_eq!(cpu_after(stat, 13), Some(Duration::ZERO), "no child has ended");
         assert_eq!(cpu("7 (short) S 1"), None);
     }
 
@@ -137,6 +198,30 @@ mod tests {
         assert!(this.cpu().is_ok());
         assert!(this.memory().unwrap().resident_bytes > 0);
         assert!(this.proportional_bytes().unwrap() > 0);
+    }
+
+    #[test]
+    fn nodes_are_added_up() {
+        assert!(Processes::of_ids(&[]).is_none());
+        let this = std::process::id();
+        let [one, two] =
+            [&[this][..], &[this, this]].map(|ids| Processes::of_ids(ids).unwrap().memory());
+        assert!(two.unwrap().peak_bytes >= 2 * one.unwrap().peak_bytes);
+        assert!(Processes::of_ids(&[this, u32::MAX]).unwrap().cpu().is_err(), "one is not there");
+    }
+
+    #[test]
+    fn children_are_counted_while_they_live_and_afterwards() {
+        let mut child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let (this, busy) = (Process::of_id(std::process::id()), Duration::from_millis(50));
+        while Process::of_id(child.id()).cpu().unwrap() < busy {
+            thread::yield_now();
+        }
+        let living = this.cpu_with_children().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let dead = this.cpu_with_children().unwrap();
+        assert!(living >= busy && dead >= living, "{living:?} {dead:?}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::{member::Pace, process::Memory, run::per, tally::Account};
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
+    /// With several, everybody writes on the first, and what arrives on the others is counted.
+    pub nodes: usize,
     pub rooms: usize,
     /// Of each room, all connected.
     pub members: usize,
@@ -42,6 +44,9 @@ pub struct Report {
     /// How late the generator sent; only at a fixed rate.
     pub sending: Option<Latency>,
     pub server: Option<Server>,
+    /// The busy share of what the server needs besides, of one core, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub beside: BTreeMap<String, f64>,
     /// Of all its threads. Near 1 the generator measures itself.
     pub generator_busy_share: f64,
     /// Frames that are neither deliveries nor replies, while measuring.
@@ -59,7 +64,7 @@ pub struct Latency {
     pub max_ms: f64,
 }
 
-/// The server's process, while measuring.
+/// The server's process, or those of all its nodes together, while measuring.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Server {
@@ -148,12 +153,16 @@ impl fmt::Display for Balance {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { rooms, members, publishers, pace, measured_seconds, .. } = &self.settings;
+        let Settings { nodes, rooms, members, publishers, pace, measured_seconds, .. } =
+            &self.settings;
         let pace = match pace {
             Pace::InFlight(count) => format!("{count} in flight per publisher"),
             Pace::PerSecond(rate) => format!("{rate} messages/s in all"),
         };
         let mut row = |name: &str, value: &dyn fmt::Display| writeln!(f, "{name:<30}{value}");
+        if *nodes > 1 {
+            row("nodes", &format_args!("{nodes}, written to on the first, counted on the others"))?;
+        }
         row("rooms × members", &format_args!("{rooms} × {members}, {publishers} publishing each"))?;
         row("pace", &format_args!("{pace}, {measured_seconds} s"))?;
         row("acknowledged", &format_args!("{:.0}/s", self.acknowledged_per_second))?;
@@ -164,6 +173,9 @@ impl fmt::Display for Report {
                 row("server", server)?;
             }
             _ => row("server CPU and memory", &"unknown without --server-pid")?,
+        }
+        for (name, busy) in &self.beside {
+            row(name, &format_args!("{:.0} % of a core", 100.0 * busy))?;
         }
         row("acknowledgement", &self.reply)?;
         row("delivery", &self.delivery)?;
@@ -187,6 +199,7 @@ mod tests {
         }
         Report {
             settings: Settings {
+                nodes: 1,
                 rooms: 1,
                 members: 1_000,
                 users: None,
@@ -204,6 +217,7 @@ mod tests {
             delivery: Latency::of(&histogram),
             sending: None,
             server: None,
+            beside: BTreeMap::new(),
             generator_busy_share: 0.5,
             other_frames: 0,
             balance: Balance { expected: 10, delivered: 9, ..Balance::default() },
@@ -230,7 +244,19 @@ mod tests {
         for part in ["9 of 10 expected: 1 missing", "3 × RATE_LIMITED", "2 × reset"] {
             assert!(table.contains(part), "{table}");
         }
-        assert!(!table.contains("sent late"), "{table}");
+        assert!(!table.contains("sent late") && !table.contains("nodes"), "{table}");
+    }
+
+    #[test]
+    fn several_nodes_and_what_they_need_besides_are_told() {
+        let mut report = report();
+        report.settings.nodes = 2;
+        report.beside.insert("redis".into(), 0.25);
+        let table = report.to_string();
+        assert!(table.contains("2, written to on the first"), "{table}");
+        assert!(
+            table.lines().any(|line| line.starts_with("redis") && line.ends_with("25 % of a core"))
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use hdrhistogram::{CreationError, Histogram};
 
-use crate::process::{Process, Reading, Used};
+use crate::process::{Processes, Reading, Used};
 
 /// Latencies from 1 µs to a minute, to three digits.
 const MAX_LATENCY_MICROSECONDS: u64 = 60_000_000;
@@ -46,7 +46,10 @@ pub struct Run {
     pub sent: Counter,
     pub acknowledged: Counter,
     pub refused: Counter,
+    /// With several nodes, those that crossed from one to another.
     pub delivered: Counter,
+    /// Deliveries on the node that was written to, where there are others.
+    pub near: Counter,
     /// Every other frame.
     pub other: Counter,
     latencies: Mutex<Latencies>,
@@ -75,6 +78,7 @@ impl Run {
             acknowledged: Counter::default(),
             refused: Counter::default(),
             delivered: Counter::default(),
+            near: Counter::default(),
             other: Counter::default(),
             latencies: Mutex::new(Latencies::new()?),
         })
@@ -95,7 +99,7 @@ impl Run {
     }
 
     /// Everything counted, and the CPU time used, up to now.
-    pub fn count(&self, server: Option<&Process>) -> anyhow::Result<Count> {
+    pub fn count(&self, server: Option<&Processes>) -> anyhow::Result<Count> {
         Ok(Count {
             acknowledged: self.acknowledged.get(),
             delivered: self.delivered.get(),

@@ -19,8 +19,8 @@ use tokio::{
 
 use crate::{
     client::{Buffers, Client, Target},
-    member::{Member, Outcome, Pace, Publisher},
-    process::Process,
+    member::{Crossed, Member, Outcome, Pace, Place, Publisher},
+    process::{Process, Processes},
     report::{Balance, Latency, Report, Server, Settings},
     run::{Run, Schedule, per},
     tally::Accepted,
@@ -40,10 +40,14 @@ const TOKEN_SECONDS: i64 = 24 * 3_600;
 /// What is done to the server.
 pub struct Scenario {
     pub target: Target,
+    /// Other nodes of its cluster. All who only listen are there, in turn.
+    pub elsewhere: Vec<Target>,
     /// HS256.
     pub secret: String,
     pub settings: Settings,
-    pub server: Option<Process>,
+    pub server: Option<Processes>,
+    /// What the server needs besides, by name: a database, a broker.
+    pub beside: Vec<(String, Process)>,
 }
 
 /// Everybody in their rooms, waiting to begin.
@@ -75,6 +79,7 @@ impl Scenario {
         if let Some(server) = &self.server {
             server.cpu().context("--server-pid")?;
         }
+        self.used_beside().context("--beside")?;
         let gathered = self.gather().await?;
         self.measure(gathered, Instant::now()).await
     }
@@ -88,9 +93,10 @@ impl Scenario {
         ensure!(run.schedule.set(Schedule { start, measured, end }).is_ok(), "started twice");
         signals.start.send_replace(());
         self.watch(&run, measured, "  (warming up)").await?;
-        let before = run.count(self.server.as_ref())?;
+        let (before, beside_before) = (run.count(self.server.as_ref())?, self.used_beside()?);
         self.watch(&run, end, "").await?;
         let span = run.count(self.server.as_ref())?.since(&before);
+        let beside = self.used_beside()?.into_iter().zip(beside_before);
         let memory = self.server.as_ref().and_then(|server| server.memory().ok());
 
         self.settle(&run).await;
@@ -113,12 +119,24 @@ impl Scenario {
             server: memory
                 .zip(used.server_cpu_seconds)
                 .map(|(memory, cpu)| Server::of(memory, cpu / used.seconds)),
+            beside: beside
+                .map(|((name, now), (_, then))| {
+                    (name, now.saturating_sub(then).as_secs_f64() / used.seconds)
+                })
+                .collect(),
             generator_busy_share: used.own_cpu_seconds
                 / per(settings.threads as u64, 1.0)
                 / used.seconds,
             other_frames: span.other,
-            balance: balance(outcomes, run.delivered.get()),
+            balance: balance(outcomes, run.delivered.get() + run.near.get()),
         })
+    }
+
+    /// CPU time used so far by what the server needs besides, its children included.
+    fn used_beside(&self) -> anyhow::Result<Vec<(String, Duration)>> {
+        let used =
+            |(name, process): &(String, Process)| Ok((name.clone(), process.cpu_with_children()?));
+        self.beside.iter().map(used).collect()
     }
 
     /// Everybody connected and in their room, each a task, and quiet.
@@ -128,18 +146,26 @@ impl Scenario {
             rooms > 0 && publishers > 0 && publishers + stalled <= members,
             "a room has at least one publisher, and those who publish or stall are members"
         );
+        ensure!(
+            self.elsewhere.is_empty() || publishers + stalled < members,
+            "with several nodes somebody only listens: nothing else crosses from one to another"
+        );
         ensure!(users != Some(0), "--users 0 would leave nobody to be a member");
         let run = Arc::new(Run::new()?);
         let signals = Signals { start: watch::Sender::new(()), stop: watch::Sender::new(()) };
         let began = Instant::now();
         // New rooms and users every time: what earlier runs left behind changes nothing.
-        let name = format!("load-{:x}", jiff::Timestamp::now().as_millisecond());
+        let name = new_name();
         let (name, shared) = (name.as_str(), &run);
         let total = rooms * members;
+        let crossed: Vec<_> = (0..rooms).map(|_| Arc::new(Crossed::new(publishers))).collect();
+        let crossed = &crossed;
         // Round the rooms, so that they fill together.
         let mut entering = stream::iter((0..total).map(|place| (place % rooms, place / rooms)))
             .map(|(room, seat)| async move {
-                self.enter(shared, name, room, seat).await.map(|member| (room, member))
+                self.enter(shared, name, room, seat, &crossed[room])
+                    .await
+                    .map(|member| (room, member))
             })
             .buffer_unordered(ARRIVING);
 
@@ -167,6 +193,7 @@ impl Scenario {
         name: &str,
         room: usize,
         seat: usize,
+        crossed: &Arc<Crossed>,
     ) -> anyhow::Result<Member> {
         let Settings { rooms, members, users, publishers, stalled, pace, .. } = self.settings;
         let user = users.map_or(seat, |users| seat % users);
@@ -176,9 +203,28 @@ impl Scenario {
             let (turn, of) = (seat * rooms + room, publishers * rooms);
             Publisher::new(room_id.clone(), seat, turn as u64, of as u64, pace)
         });
-        let client = Client::connect(&self.target, &token, Buffers::HEARING).await?;
+        let target = self.node_of(seat);
+        let client = Client::connect(target, &token, Buffers::HEARING).await?;
         let member = Member::enter(client, run.clone(), room_id, publishers, publisher).await?;
+        let member = member.at(self.place(crossed, seat));
         Ok(if seat < members - stalled { member } else { member.stalling() })
+    }
+
+    fn place(&self, crossed: &Arc<Crossed>, seat: usize) -> Place {
+        if self.elsewhere.is_empty() {
+            return Place::Only;
+        }
+        match seat.checked_sub(self.settings.publishers) {
+            None => Place::Near(crossed.clone()),
+            Some(listener) => Place::Far((listener == 0).then(|| crossed.clone())),
+        }
+    }
+
+    /// Who writes does so on the first node.
+    fn node_of(&self, seat: usize) -> &Target {
+        let listener = seat.checked_sub(self.settings.publishers);
+        let others = listener.and_then(|place| self.elsewhere.iter().cycle().nth(place));
+        others.unwrap_or(&self.target)
     }
 
     /// A line a second until then.
@@ -215,7 +261,7 @@ impl Scenario {
         while moved.elapsed() < PATIENCE {
             let acknowledged = run.acknowledged.get();
             let answered = acknowledged + run.refused.get();
-            let delivered = run.delivered.get();
+            let delivered = run.delivered.get() + run.near.get();
             if answered == run.sent.get() && delivered >= acknowledged * members {
                 return sleep(LINGER).await;
             }
@@ -226,6 +272,11 @@ impl Scenario {
             sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// A name that no other run has, not even one that began in the same millisecond.
+pub fn new_name() -> String {
+    format!("load-{:x}-{:x}", jiff::Timestamp::now().as_millisecond(), std::process::id())
 }
 
 /// A student's token, signed as the school's backend does.

@@ -17,7 +17,7 @@ use crate::{
     member::Pace,
     report::{Balance, Latency, Server, Settings},
     run::per,
-    scenario::Scenario,
+    scenario::{Scenario, new_name},
     setup::Setup,
 };
 
@@ -96,8 +96,10 @@ impl Setup {
         let exam = self.provide(schooling).await?;
         let chat = Scenario {
             target: self.target.clone(),
+            elsewhere: Vec::new(),
             secret: self.secret.clone(),
             settings: Settings {
+                nodes: 1,
                 rooms: schooling.rooms,
                 members: schooling.members,
                 users: None,
@@ -109,6 +111,7 @@ impl Setup {
                 threads: 1,
             },
             server: self.server.clone(),
+            beside: Vec::new(),
         };
         let people = |kind: &'static str, count| {
             let names = Self::names(count).map(move |name| format!("{name}-{kind}"));
@@ -165,7 +168,7 @@ impl Setup {
 
     /// An exam that everybody may sit.
     async fn provide(&self, schooling: &Schooling) -> anyhow::Result<ExamId> {
-        let id = format!("load-{:x}", jiff::Timestamp::now().as_millisecond());
+        let id = new_name();
         let question = json!({
             "kind": "single_choice", "text": "Is the empty set open?",
             "options": ["Yes", "No", "Sometimes", "Never"], "correct": [0], "points": 1,

@@ -12,10 +12,10 @@ use tokio::time::sleep_until;
 
 use crate::{
     client::{Buffers, Client, Target},
-    process::{Process, Reading},
+    process::{Processes, Reading},
     report::Server,
     run::per,
-    scenario::{ARRIVING, token},
+    scenario::{ARRIVING, new_name, token},
 };
 
 /// Whom, and for how long.
@@ -25,7 +25,7 @@ pub struct Setup {
     pub secret: String,
     pub warmup: Duration,
     pub duration: Duration,
-    pub server: Option<Process>,
+    pub server: Option<Processes>,
 }
 
 /// What was counted while it was measured, and what that cost.
@@ -56,7 +56,7 @@ impl fmt::Display for Measured {
 impl Setup {
     /// New users every time: what earlier runs left behind changes nothing.
     pub fn names(count: usize) -> impl Iterator<Item = String> {
-        let name = format!("load-{:x}", jiff::Timestamp::now().as_millisecond());
+        let name = new_name();
         (0..count).map(move |n| format!("{name}-{n}"))
     }
 

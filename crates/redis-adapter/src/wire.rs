@@ -6,7 +6,7 @@
 use std::{io::Cursor, time::Duration};
 
 use bytes::Bytes;
-use rmpv::Value;
+use rmpv::{Value, ValueRef};
 use serde::{Serialize, Serializer, ser::Error as _};
 
 /// Deeper values are refused.
@@ -68,63 +68,78 @@ impl Broadcast {
 
     /// As published by the member of that id.
     pub fn encode(&self, uid: &str) -> Vec<u8> {
-        let mut options =
-            self.options(&[("volatile", Value::from(true))][..usize::from(self.is_volatile)]);
+        let volatile = ("volatile".into(), ValueRef::Boolean(true));
+        let mut options = self.options(self.is_volatile.then_some(volatile));
         if let Some(note) = &self.note {
-            options.push((Value::from(NOTE), note.clone()));
+            options.push((NOTE.into(), note.as_ref()));
         }
-        pack(&Value::Array(vec![Value::from(uid), self.packet(), Value::Map(options)]))
+        let whole = ValueRef::Array(vec![uid.into(), self.packet(), ValueRef::Map(options)]);
+        let mut bytes = Vec::with_capacity(512);
+        rmpv::encode::write_value_ref(&mut bytes, &whole).expect("memory takes everything");
+        bytes
     }
 
-    fn packet(&self) -> Value {
-        map([
-            ("type", Value::from(EVENT)),
-            ("data", Value::Array(self.data.clone())),
-            ("nsp", Value::from(self.namespace.as_str())),
+    fn packet(&self) -> ValueRef<'_> {
+        ValueRef::Map(vec![
+            ("type".into(), EVENT.into()),
+            ("data".into(), ValueRef::Array(self.data.iter().map(Value::as_ref).collect())),
+            ("nsp".into(), self.namespace.as_str().into()),
         ])
     }
 
-    fn options(&self, flags: &[(&str, Value)]) -> Vec<(Value, Value)> {
-        let flags = flags.iter().map(|(name, value)| (Value::from(*name), value.clone()));
+    fn options<'a>(
+        &'a self,
+        flag: Option<(ValueRef<'a>, ValueRef<'a>)>,
+    ) -> Vec<(ValueRef<'a>, ValueRef<'a>)> {
+        let names = |names: &'a [String]| {
+            ValueRef::Array(names.iter().map(|name| name.as_str().into()).collect())
+        };
         vec![
-            (Value::from("rooms"), strings(&self.to.rooms)),
-            (Value::from("except"), strings(&self.to.except)),
-            (Value::from("flags"), Value::Map(flags.collect())),
+            ("rooms".into(), names(&self.to.rooms)),
+            ("except".into(), names(&self.to.except)),
+            ("flags".into(), ValueRef::Map(Vec::from_iter(flag))),
         ]
     }
 
     /// The sender's id and what it sent; `None` instead where it was sent by `own`. Packets of
     /// other types than events carry nothing for clients of ours, and are an error.
     pub fn decode(own: &str, payload: &[u8]) -> Result<Option<Self>, Malformed> {
+        if is_from(own, payload) {
+            return Ok(None);
+        }
         let Value::Array(parts) = unpack(payload)? else { return Err(Malformed::Broadcast) };
-        let [uid, packet, options, ..] = &parts[..] else { return Err(Malformed::Broadcast) };
+        let mut parts = parts.into_iter();
+        let (Some(uid), Some(packet), Some(options)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return Err(Malformed::Broadcast);
+        };
         if uid.as_str().ok_or(Malformed::Broadcast)? == own {
             return Ok(None);
         }
         Self::from_parts(packet, options).map(Some)
     }
 
-    fn from_parts(packet: &Value, options: &Value) -> Result<Self, Malformed> {
-        if !options.is_map() || get(packet, "type").and_then(Value::as_u64) != Some(EVENT) {
+    fn from_parts(mut packet: Value, mut options: Value) -> Result<Self, Malformed> {
+        if !options.is_map() || get(&packet, "type").and_then(Value::as_u64) != Some(EVENT) {
             return Err(Malformed::Broadcast);
         }
-        let Some(Value::Array(data)) = get(packet, "data") else {
+        let Some(Value::Array(data)) = take(&mut packet, "data") else {
             return Err(Malformed::Broadcast);
         };
         if data.first().and_then(Value::as_str).is_none() {
             return Err(Malformed::Broadcast);
         }
-        let namespace = match get(packet, "nsp") {
+        let namespace = match get(&packet, "nsp") {
             None | Some(Value::Nil) => "/",
             Some(namespace) => namespace.as_str().ok_or(Malformed::Broadcast)?,
         };
-        let flags = get(options, "flags");
+        let flags = get(&options, "flags");
         Ok(Self {
             namespace: namespace.to_owned(),
-            data: data.clone(),
-            to: selection(options).ok_or(Malformed::Broadcast)?,
+            data,
+            to: selection(&options).ok_or(Malformed::Broadcast)?,
             is_volatile: flags.and_then(|flags| get(flags, "volatile")).is_some_and(is_true),
-            note: get(options, NOTE).cloned(),
+            note: take(&mut options, NOTE),
         })
     }
 }
@@ -205,11 +220,11 @@ impl Request {
             }
             Ask::Broadcast(broadcast, timeout) => {
                 let timeout = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-                let options = broadcast.options(&[("timeout", Value::from(timeout))]);
+                let options = broadcast.options(Some(("timeout".into(), timeout.into())));
                 fields.extend(id.into_iter().chain([
                     number,
-                    ("packet", broadcast.packet()),
-                    ("opts", Value::Map(options)),
+                    ("packet", broadcast.packet().to_owned()),
+                    ("opts", ValueRef::Map(options).to_owned()),
                 ]));
                 return pack(&map(fields));
             }
@@ -250,7 +265,8 @@ impl Request {
                     .and_then(Value::as_u64);
                 let timeout = timeout.map_or(ANSWERED_WITHIN, Duration::from_millis);
                 let packet = get(&value, "packet").ok_or(Malformed::Request)?;
-                Some(Ask::Broadcast(Broadcast::from_parts(packet, options)?, timeout))
+                let broadcast = Broadcast::from_parts(packet.clone(), options.clone())?;
+                Some(Ask::Broadcast(broadcast, timeout))
             }
             _ => return Err(Malformed::UnknownRequest),
         };
@@ -328,6 +344,15 @@ impl Response {
     }
 }
 
+/// Whether a broadcast begins as those of that member do: an array of three, and its id. Redis
+/// sends everybody their own, which need not be read further.
+fn is_from(own: &str, payload: &[u8]) -> bool {
+    let rest = payload.strip_prefix(&[0x93]).and_then(|rest| rest.split_first());
+    rest.is_some_and(|(length, rest)| {
+        usize::from(length ^ 0xa0) == own.len() && rest.starts_with(own.as_bytes())
+    })
+}
+
 /// Either encoding: text begins with a brace.
 fn read(payload: &[u8]) -> Result<Value, Malformed> {
     match payload.first() {
@@ -364,6 +389,13 @@ fn map<'a>(fields: impl IntoIterator<Item = (&'a str, Value)>) -> Value {
 fn get<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     let fields = value.as_map()?;
     fields.iter().find(|(name, _)| name.as_str() == Some(key)).map(|(_, value)| value)
+}
+
+/// The value of a key, by itself.
+fn take(value: &mut Value, key: &str) -> Option<Value> {
+    let Value::Map(fields) = value else { return None };
+    let found = fields.iter().position(|(name, _)| name.as_str() == Some(key))?;
+    Some(fields.swap_remove(found).1)
 }
 
 fn is_true(value: &Value) -> bool {
@@ -519,6 +551,11 @@ pub fn to_json(value: &Value) -> Option<serde_json::Value> {
     serde_json::from_slice(&text(value)).ok()
 }
 
+/// The text of that JSON.
+pub fn to_text(value: &Value) -> Option<String> {
+    String::from_utf8(text(value)).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -568,6 +605,8 @@ mod tests {
             assert_eq!(broadcast.encode("AbCdEf"), hex(payload), "{broadcast:?}");
             assert_eq!(Broadcast::decode("own", &hex(payload)), Ok(Some(broadcast)));
             assert_eq!(Broadcast::decode("AbCdEf", &hex(payload)), Ok(None), "one's own");
+            let longer = Broadcast::decode("AbCdE", &hex(payload)).unwrap();
+            assert!(longer.is_some(), "an id that begins as one's own is another");
         }
     }
 

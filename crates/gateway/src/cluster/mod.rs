@@ -86,13 +86,12 @@ fn noted(data: &[Value], note: &Value) -> Option<(TenantId, Emit)> {
     let [name, payload, ..] = data else { return None };
     let tenant = TenantId::new(tenant.as_str()?).ok()?;
     let to: Address = serde_json::from_str(address.as_str()?).ok()?;
-    let payload = serde_json::to_string(&wire::to_json(payload)?).ok()?;
     let offset = match offset {
         Value::Nil => None,
         offset => Some(Offset(offset.as_i64()?)),
     };
     let row = find_event(name.as_str()?)?;
-    let payload = RawValue::from_string(payload).ok()?.into();
+    let payload = RawValue::from_string(wire::to_text(payload)?).ok()?.into();
     Some((tenant, Emit { row, to, payload, offset, counting: None }))
 }
 

@@ -6,6 +6,7 @@ import path from "node:path";
 import { test } from "node:test";
 import { promisify } from "node:util";
 import { median, ratios, reaches, summary } from "../../../../scripts/statistics.mjs";
+import { together } from "./cluster.mjs";
 import { API_KEY, SECRET, Server, binary } from "./harness.mjs";
 
 const generator = path.join(path.dirname(binary), "carillon-loadtest");
@@ -103,6 +104,25 @@ test("every load runs for a second and reports what is plausible", options, asyn
   } finally {
     await server.dispose();
   }
+});
+
+together("chat on two nodes: written on one, counted on the other", { env }, async ({ nodes, redis }, t) => {
+  if (!existsSync(generator)) return t.skip(`${generator} is not built`);
+  const [a, b] = nodes;
+  const report = await load(
+    b, "--rooms", 2, "--members", 5, "--publishers", 2, "--in-flight", 4,
+    "--url", a.url, "--server-pid", a.child.pid, "--beside", `redis=${redis.child.pid}`,
+  );
+  timed(report.reply, report.delivery);
+  positive(report.deliveriesPerCpuSecond);
+  // A second of it may be less than the kernel counts.
+  assert.ok(report.beside.redis >= 0, `${report.beside.redis}`);
+  assert.deepEqual([report.settings.nodes, report.balance.missing, report.balance.duplicated], [2, 0, 0]);
+  assert.equal(report.balance.delivered, 5 * report.balance.acknowledged);
+  const [sent, heard] = await Promise.all([
+    a.metric("carillon_redis_published_total"), b.metric("carillon_redis_received_total"),
+  ]);
+  assert.ok(sent >= report.balance.acknowledged && heard >= report.balance.acknowledged, `${sent} ${heard}`);
 });
 
 test("medians, and ratios of what was measured in the same round", () => {
