@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use axum::{Router, extract::Request, http::HeaderValue, routing::any};
 use carillon_domain::{
-    App as Domain, TenantId, Timestamp,
+    App as Domain, TenantId,
     api::refused::Refusals,
     chat::{
         self,
@@ -24,6 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::Authenticator,
+    clock::{self, DatabaseClock},
     cluster::{self, Peers},
     config::{self, Config},
     connection::{Connections, Limits, OUTBOUND_SLOTS},
@@ -86,15 +87,9 @@ pub struct Node {
     limiter: Arc<Limiter>,
     edge: Edge,
     store: Arc<SqlStore>,
+    clock: Option<Arc<DatabaseClock>>,
     drain: Duration,
     drain_notice: Duration,
-}
-
-pub struct SystemClock;
-impl Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        Timestamp(jiff::Timestamp::now().as_millisecond())
-    }
 }
 
 struct UuidsV7;
@@ -113,10 +108,11 @@ impl Node {
         let metrics = Arc::new(Metrics::default());
         let origins = Arc::new(Origins::new(&config.apps, options.any_localhost_origin));
         let auth_metrics = metrics.auth.clone();
+        let (clock, of_database) = clock::of(&store).await?;
         let authenticator =
-            Arc::new(Authenticator::new(config, &origins, Arc::new(SystemClock), auth_metrics)?);
+            Arc::new(Authenticator::new(config, &origins, clock.clone(), auth_metrics)?);
         let node = NodeId::from(UuidsV7.uuid());
-        let domain = domain(config, &node, &store, &limiter, &authenticator).await?;
+        let domain = domain(config, &node, &store, clock, &limiter, &authenticator).await?;
         returning::take_over(&domain, &TenantId::new("system")?)
             .await
             .context("cannot read who was here")?;
@@ -198,6 +194,7 @@ impl Node {
             limiter,
             edge,
             store,
+            clock: of_database,
             drain: config.server.drain.0,
             drain_notice: config.server.drain_notice.0,
         })
@@ -230,6 +227,11 @@ impl Node {
         let mut jobs =
             tokio::spawn(jobs::run(gateway, self.limiter, self.edge, certificates, end.clone()));
 
+        let (clock, store) = (self.clock, self.store.clone());
+        let stop_clock = end.clone();
+        let clock = tokio::spawn(async move {
+            stop_clock.run_until_cancelled(clock::follow(clock, &store)).await;
+        });
         let followed = self.cluster.map(|cluster| {
             let end = end.clone();
             tokio::spawn(async move { cluster.nodes.follow(end).await })
@@ -247,6 +249,7 @@ impl Node {
             Some(ended) => ended.context("a job has failed").and_then(|()| bail!("the jobs ended")),
             None => jobs.await.context("a job has failed"),
         };
+        clock.await.context("following the database's clock has failed")?;
         apart.cancel();
         part.await.context("this node's part in the cluster has failed")?;
         if let Some(followed) = followed {
@@ -265,12 +268,14 @@ async fn domain(
     config: &Config,
     node: &NodeId,
     store: &Arc<SqlStore>,
+    clock: Arc<dyn Clock>,
     limiter: &Arc<Limiter>,
     authenticator: &Arc<Authenticator>,
 ) -> anyhow::Result<Arc<Domain>> {
+    let since = clock.now();
     Ok(Arc::new(Domain {
         store: store.clone(),
-        clock: Arc::new(SystemClock),
+        clock,
         ids: Arc::new(UuidsV7),
         admission: limiter.clone(),
         credentials: authenticator.clone(),
@@ -279,7 +284,7 @@ async fn domain(
         chat: chat::Settings { open_rooms: config.chat.open_rooms },
         returning: Returning::new(node.to_string()),
         refusals: Refusals::default(),
-        exams: exam::State::new(exam_settings(config, store).await?, SystemClock.now()),
+        exams: exam::State::new(exam_settings(config, store).await?, since),
         leaderboard: config.leaderboard_settings()?,
         recovery: recovery::Settings {
             window: config.recovery.enabled.then_some(config.recovery.window.0),

@@ -13,11 +13,7 @@ use carillon_store::{
 };
 use clap::Args;
 
-use crate::{
-    apikey::tenant,
-    app::{self, SystemClock},
-    config::Config,
-};
+use crate::{apikey::tenant, app, clock::SystemClock, config::Config};
 
 /// Takes over users, exams, results, study groups, rooms, messages and notifications. Repeating it
 /// brings what is new and leaves alone what is there.

@@ -7,6 +7,7 @@ mod apikey;
 mod app;
 mod auth;
 mod boards;
+mod clock;
 mod cluster;
 mod config;
 pub mod connection;

@@ -28,6 +28,7 @@ use crate::{
     lane::{Lane, Source},
     outbox,
     stay::Stay,
+    time::Time,
     tx::{Conn, Held, SqlTx},
 };
 
@@ -149,6 +150,13 @@ impl SqlStore {
             Backend::Sqlite { .. } => "sqlite",
             Backend::Postgres { .. } => "postgres",
         }
+    }
+
+    /// What time the database says it is; `None` on SQLite, which has the machine's clock.
+    pub async fn clock(&self) -> Result<Option<Timestamp>, Refusal> {
+        let Backend::Postgres { pool, .. } = &self.backend else { return Ok(None) };
+        let asked = sqlx::query_scalar::<_, Time>("SELECT clock_timestamp()").fetch_one(pool);
+        Ok(Some(asked.await.map_err(refusal)?.0))
     }
 
     /// Waits for running batches and closes; what is begun after that is refused.

@@ -39,7 +39,7 @@ use self::{
     source::{Looked, Shared, Source},
 };
 use crate::{
-    app::SystemClock,
+    clock::SystemClock,
     config::{self, Config, Expiry},
     http::{
         client::Client,
