@@ -17,6 +17,7 @@ use std::{
 use bytes::Bytes;
 use carillon_domain::contract::Rate;
 use carillon_redis_adapter::{Broadcast, Tap};
+use foldhash::fast::RandomState;
 use futures_util::task::AtomicWaker;
 use socketioxide::socket::Sid;
 use tokio::sync::Notify;
@@ -440,7 +441,8 @@ impl Drop for Posting<'_> {
 
 /// The connections of this node, by the engine's session id.
 pub struct Connections {
-    by_sid: RwLock<HashMap<Sid, Arc<Connection>>>,
+    /// Asked for every delivery; the ids are random, and the engine's own.
+    by_sid: RwLock<HashMap<Sid, Arc<Connection>, RandomState>>,
     limits: Limits,
     metrics: Arc<Metrics>,
     strangers: Arc<Strangers>,
@@ -663,6 +665,25 @@ impl Writer {
 }
 
 impl Connections {
+    /// As [`Tap::express`], for one; true when it was done.
+    pub fn express_one(&self, sid: Sid, frame: &Bytes, by_engine: &mut dyn FnMut()) -> bool {
+        self.get(sid).is_some_and(|connection| self.push(&connection, frame, by_engine))
+    }
+
+    fn push(
+        &self,
+        connection: &Arc<Connection>,
+        frame: &Bytes,
+        by_engine: &mut dyn FnMut(),
+    ) -> bool {
+        let Some(outlet) = connection.outlet() else { return false };
+        self.count_in(connection, frame.len());
+        if outlet.push(frame, by_engine) && outlet.promise() {
+            self.writers[outlet.writer].add(connection.clone());
+        }
+        true
+    }
+
     /// Counts what waits for a client, and closes one that has had enough.
     fn count_in(&self, connection: &Connection, bytes: usize) {
         let (messages, waiting) = connection.count_queued(bytes);
@@ -683,14 +704,11 @@ impl Tap for Connections {
         }
     }
 
-    fn express(&self, sid: Sid, frame: &Bytes, by_engine: &mut dyn FnMut()) -> bool {
-        let Some(connection) = self.get(sid) else { return false };
-        let Some(outlet) = connection.outlet() else { return false };
-        self.count_in(&connection, frame.len());
-        if outlet.push(frame, by_engine) && outlet.promise() {
-            let writer = outlet.writer;
-            self.writers[writer].add(connection);
-        }
-        true
+    fn express(&self, sids: &mut Vec<Sid>, frame: &Bytes, by_engine: &mut dyn FnMut(Sid)) {
+        let by_sid = self.by_sid.read().unwrap_or_else(PoisonError::into_inner);
+        sids.retain(|sid| {
+            let connection = by_sid.get(sid);
+            !connection.is_some_and(|one| self.push(one, frame, &mut || by_engine(*sid)))
+        });
     }
 }

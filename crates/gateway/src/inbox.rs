@@ -20,7 +20,7 @@ use carillon_domain::{
     credential::AuthRefresh,
     dispatch::{dispatch, reject},
 };
-use carillon_redis_adapter::{Tap as _, ack_frame};
+use carillon_redis_adapter::ack_frame;
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesOrdered};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -462,7 +462,7 @@ fn acknowledge(gateway: &Gateway, seat: &Seat, ack: Ack, reply: &RawValue) {
             tracing::debug!(%error, "a socket was gone before its answer");
         }
     };
-    if !gateway.connections.express(seat.sid, &frame, &mut by_engine) {
+    if !gateway.connections.express_one(seat.sid, &frame, &mut by_engine) {
         gateway.hub.count_queued(seat.sid, reply.get().len());
         by_engine();
     }

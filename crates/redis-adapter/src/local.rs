@@ -45,9 +45,10 @@ pub trait Tap: Send + Sync {
     fn broadcast(&self, broadcast: &Broadcast);
     /// So many bytes were queued for a connection in the engine.
     fn queued(&self, connection: Sid, bytes: usize);
-    /// Takes a whole WebSocket frame for a connection, or has it sent by the engine, in whichever
-    /// way it keeps its place in the connection's order. False when it can do neither.
-    fn express(&self, connection: Sid, frame: &Bytes, by_engine: &mut dyn FnMut()) -> bool;
+    /// Takes a whole WebSocket frame for each of these connections, or has it sent by the engine, in
+    /// whichever way it keeps its place in the connection's order. Leaves those for which it can do
+    /// neither.
+    fn express(&self, connections: &mut Vec<Sid>, frame: &Bytes, by_engine: &mut dyn FnMut(Sid));
 }
 
 /// The WebSocket frame of an event, as a server sends it: one text, not masked.
@@ -210,10 +211,8 @@ impl<E: SocketEmitter> NodeAdapter<E> {
             binary_frames(path, event, attachments)
         };
         let all = rest.len();
-        rest.retain(|socket| {
-            let to = BroadcastOptions::new(*socket);
-            let mut by_engine = || self.by_engine(event, attachments, to.clone());
-            !self.hub.tap.express(*socket, &frame, &mut by_engine)
+        self.hub.tap.express(&mut rest, &frame, &mut |socket| {
+            self.by_engine(event, attachments, BroadcastOptions::new(socket));
         });
         // Never more than what will be counted out, in whichever form it leaves.
         let bytes = event.len() + attachments.iter().map(Bytes::len).sum::<usize>();
