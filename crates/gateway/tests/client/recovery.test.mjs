@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { DATABASES, Person, POSTGRES, eventually, pause, silent, story, token, within } from "./harness.mjs";
 import { cutsOff, together } from "./cluster.mjs";
+import { FaultProxy } from "./faults.mjs";
 import { Raw } from "./raw.mjs";
 
 const COMES_BACK = { reconnection: true, reconnectionDelay: 100, reconnectionDelayMax: 300 };
@@ -90,18 +91,9 @@ story("a server that is killed is gone on with", { on: DATABASES }, async (world
 });
 
 together("a client of a node that is killed goes on at another one, again and again", { nodes: 3 }, async (cluster) => {
-  // A balancer that sends to whoever is there.
-  const net = await import("node:net");
-  let to = 0;
-  const balancer = net.createServer((socket) => {
-    const behind = net.connect(cluster.nodes[to].port, "127.0.0.1");
-    socket.pipe(behind).pipe(socket);
-    for (const one of [socket, behind]) one.on("error", () => {}).on("close", () => [socket, behind].forEach((s) => s.destroy()));
-  }).listen(0, "127.0.0.1");
-  await once(balancer, "listening");
-  cluster.keep({ dispose: () => balancer.close() });
-  const url = `http://127.0.0.1:${balancer.address().port}`;
-  const ana = await Person.connect({ url }, "ana", COMES_BACK);
+  // A way that leads to whoever is there.
+  const way = cluster.keep(await FaultProxy.before(cluster.nodes[0].port));
+  const ana = await Person.connect(way, "ana", COMES_BACK);
   cluster.keep({ dispose: () => ana.leaves() });
   const ben = await cluster.person(2, "ben");
   for (const person of [ana, ben]) await person.joins("algebra");
@@ -112,7 +104,7 @@ together("a client of a node that is killed goes on at another one, again and ag
     await pause(400);
     ana.forget();
     const back = once(ana.socket, "connect");
-    to = next;
+    way.target = cluster.nodes[next].port;
     await cluster.nodes[from].kill();
     for (const message of ["one", "two"]) await says(ben, message);
     await within(8000, "Ana is back", back);
