@@ -184,14 +184,14 @@ impl Seat {
             // It has come to a WebSocket since it connected.
             self.let_out(gateway);
         }
-        self.show_rooms(gateway).await;
+        let is_shown = self.show_rooms(gateway).await;
         let caller = self.current();
         let (effects, result) = session::settled(&gateway.domain, &caller).await;
         gateway.fanout.deliver(self, effects).await;
-        let Err(refusal) = result else { return true };
+        let Err(refusal) = result else { return is_shown };
         let code = refusal.code().as_str();
         tracing::warn!(code, "a socket could not be given what is kept for its user");
-        refusal.retry_after().is_none()
+        is_shown && refusal.retry_after().is_none()
     }
 
     /// Its client asks to be shown the room: once is enough.
@@ -200,17 +200,20 @@ impl Seat {
     }
 
     /// Shows the rooms anew that the socket has gone on in: its page may have been without listeners
-    /// for a moment.
-    async fn show_rooms(&self, gateway: &Gateway) {
-        let rooms =
-            std::mem::take(&mut *self.to_show.lock().unwrap_or_else(PoisonError::into_inner));
+    /// for a moment. False when some are left to be shown; so they are when this is given up.
+    async fn show_rooms(&self, gateway: &Gateway) -> bool {
         let (caller, now) = (self.current(), gateway.domain.clock.now());
-        for room in rooms {
+        loop {
+            let next = self.to_show.lock().unwrap_or_else(PoisonError::into_inner).first().cloned();
+            let Some(room) = next else { return true };
+            let shown = returning::bring_back(&gateway.domain, &caller, &room, now).await;
+            if shown.as_ref().is_err_and(|refusal| refusal.retry_after().is_some()) {
+                return false;
+            }
+            self.is_about_to_show(&room);
             // It hears the room already, and goes on doing so: nothing is left to a snapshot that
             // may not arrive.
-            if let Ok(mut effects) =
-                returning::bring_back(&gateway.domain, &caller, &room, now).await
-            {
+            if let Ok(mut effects) = shown {
                 effects.retain(|effect| !matches!(effect, Effect::Join { .. }));
                 gateway.fanout.deliver(self, effects).await;
             }

@@ -1,7 +1,7 @@
 // Who loses the connection goes on as the same socket, with everything that was missed.
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { DATABASES, Person, POSTGRES, eventually, pause, silent, story, token, within } from "./harness.mjs";
+import { DATABASES, Person, POSTGRES, Server, eventually, pause, silent, story, token, within } from "./harness.mjs";
 import { cutsOff, together } from "./cluster.mjs";
 import { FaultProxy } from "./faults.mjs";
 import { Raw } from "./raw.mjs";
@@ -59,6 +59,33 @@ story("who goes on is shown the room anew, and hears nothing twice for it", {}, 
     await ana.hears("receive-message", (e) => e.message === "live");
     assert.deepEqual(told(ana), ["missed"]);
     assert.deepEqual(ana.unheard("room-joined"), []);
+  }
+});
+
+story("who goes on is shown the room though the database hangs just then", { on: POSTGRES }, async (world) => {
+  const url = new URL(world.server.databaseUrl);
+  const way = await FaultProxy.before(Number(url.port));
+  url.port = way.port;
+  const server = await Server.start({ databaseUrl: url.href });
+  try {
+    const ana = await Person.connect(server, "ana", COMES_BACK);
+    await ana.joins("algebra");
+    await pause(300);
+    ana.forget();
+    const back = once(ana.socket, "connect");
+    await cutsOff(ana);
+    await within(5000, "Ana is back", back);
+    assert.equal(ana.socket.recovered, true);
+    // It is shown a second after that.
+    await pause(500);
+    way.hole();
+    await pause(3000);
+    way.fill();
+    await ana.hears("room-joined", (e) => e.roomId === "algebra", 10_000);
+    ana.leaves();
+  } finally {
+    await server.dispose();
+    way.dispose();
   }
 });
 
