@@ -139,7 +139,7 @@ export async function startPostgres() {
   });
   postgres = (...args) => run(`${bin}/pg_ctl`, "-D", `${data}/data`, "-w", ...args);
   postgres("-l", `${data}/log`, "-o",
-    `-p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=${data}`, "start");
+    `-p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=${data} -c max_connections=300`, "start");
   const url = `postgres://carillon@127.0.0.1:${port}/postgres`;
   const connections = () => Number(execFileSync("psql", [url, "-Atc",
     "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"]));

@@ -129,11 +129,18 @@ export class Talk {
 
 /** A Node server on that Redis, with a client of its own who is in the rooms of the talk. */
 export async function nodePeer(cluster, talk, redis) {
-  const peer = cluster.keep(await NodePeer.start(redis));
+  const peer = await NodePeer.start(redis);
   peer.io.on("connection", (socket) => socket.join(talk.rooms));
   peer.typing = new Map();
   const zoe = connect(peer.url, { transports: ["websocket"], forceNew: true });
-  cluster.keep({ dispose: () => zoe.disconnect() });
+  let isGone = false;
+  peer.leaves = async () => {
+    if (isGone) return;
+    isGone = true;
+    zoe.disconnect();
+    await peer.dispose();
+  };
+  cluster.keep({ dispose: () => peer.leaves() });
   zoe.on("typing-indicator", ({ userId }) => peer.typing.set(userId, Date.now()));
   await once(zoe, "connect");
   return peer;
@@ -430,6 +437,7 @@ export async function herd(cluster, { url, moves, count, perRoom = 50, processes
     recovered: ledger.recovered,
     mostFailures: ledger.mostFailures,
     besideP99Ms: quantile(theirs.answers.filter(([at]) => at >= began && at <= began + Math.max(backMs, 3000)).map(([, ms]) => ms), 0.99),
+    besideRefused: theirs.refused,
     besideFaults: [...theirs.lost, ...theirs.twice],
     besideAway: theirs.away.length,
   };
