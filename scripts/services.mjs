@@ -57,7 +57,7 @@ export async function startPostgres(directory, { core } = {}) {
   const port = await freePort();
   const control = (...args) => run(`${bin}/pg_ctl`, "-D", `${data}/data`, "-w", ...args);
   control("-l", `${data}/log`, "-o",
-    `-p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=${data}`, "start");
+    `-p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=${data} -c max_connections=300`, "start");
   const url = `postgres://carillon@127.0.0.1:${port}/postgres`;
   return {
     url,

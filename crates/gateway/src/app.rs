@@ -19,7 +19,7 @@ use carillon_domain::{
 };
 use carillon_store::{Opener, SqlStore};
 use socketioxide::{ParserConfig, SocketIo};
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -37,7 +37,7 @@ use crate::{
     },
     expiry::Expiries,
     fanout::Fanout,
-    gateway::Gateway,
+    gateway::{Gateway, ROOMS_AT_ONCE},
     http::{
         api::{self, Api},
         health::{self, Health},
@@ -143,6 +143,7 @@ impl Node {
             hub,
             io,
             metrics: metrics.clone(),
+            showing: Semaphore::new(ROOMS_AT_ONCE),
             tasks: TaskTracker::new(),
         });
         socketio::register(&gateway);

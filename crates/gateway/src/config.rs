@@ -22,6 +22,7 @@ use carillon_domain::{
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use jsonwebtoken::Algorithm;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use schemars::JsonSchema;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -124,13 +125,40 @@ pub struct Redis {
     /// `redis://…`, or `rediss://…` for TLS. Also `REDIS_URL`.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "show_redis_url")]
     pub url: Option<Secret>,
+    /// PEM: who signs the certificate of `rediss://…`, where that is nobody the system trusts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
     /// What the names of channels begin with; as the `key` of Node's adapter.
     pub prefix: String,
 }
 
 impl Default for Redis {
     fn default() -> Self {
-        Self { url: None, prefix: "socket.io".to_owned() }
+        Self { url: None, ca_file: None, prefix: "socket.io".to_owned() }
+    }
+}
+
+impl Redis {
+    fn validate(&self) -> anyhow::Result<()> {
+        let is_tls = self.url.as_ref().is_some_and(|url| url.expose().starts_with("rediss://"));
+        ensure!(
+            self.ca_file.is_none() || is_tls,
+            "redis.ca_file is for a redis.url that begins with rediss://"
+        );
+        Ok(())
+    }
+
+    /// What `ca_file` holds.
+    pub fn authorities(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        let Some(file) = &self.ca_file else { return Ok(None) };
+        let pem = std::fs::read(file)
+            .with_context(|| format!("redis.ca_file: cannot read {}", file.display()))?;
+        let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+        ensure!(
+            certificates.is_ok_and(|some| !some.is_empty()),
+            "redis.ca_file has no certificate in PEM"
+        );
+        Ok(Some(pem))
     }
 }
 
@@ -936,6 +964,7 @@ impl Config {
              balancer name clients in X-Forwarded-For"
         );
         self.proxy.validate()?;
+        self.redis.validate()?;
         ensure!(
             (Duration::from_secs(1)..=RETURN_WINDOW).contains(&self.recovery.window.0),
             "recovery.window must be 1 s to 2 min"
@@ -1324,6 +1353,10 @@ mod tests {
             (vec![SECRET, ("CARILLON_LIMITS__UNAUTHENTICATED", "0")], "limits.unauthenticated"),
             (vec![SECRET, ("CARILLON_LIMITS__FAILED_HANDSHAKES", "0/1m")], "failed_handshakes"),
             (vec![SECRET, ("CARILLON_SERVER__TLS__KEY", "key.pem")], "server.tls.certificate"),
+            (
+                vec![SECRET, ("REDIS_URL", "redis://r"), ("CARILLON_REDIS__CA_FILE", "ca.pem")],
+                "redis.ca_file",
+            ),
             (
                 vec![SECRET, ("CARILLON_LEADERBOARD__TIME_ZONE", "Mars/Olympus")],
                 "leaderboard.time_zone",

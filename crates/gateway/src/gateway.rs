@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use carillon_domain::{App as Domain, TenantId};
 use socketioxide::SocketIo;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -14,6 +15,10 @@ use crate::{
     metrics::Metrics,
     socketio::{Adapter, NodeHub},
 };
+
+/// Rooms that are shown at a time to those who have gone on in them. Each takes its turn among what is
+/// said: a herd that comes back is not to keep those waiting who talk.
+pub const ROOMS_AT_ONCE: usize = 4;
 
 /// One node.
 pub struct Gateway {
@@ -28,6 +33,8 @@ pub struct Gateway {
     /// The other nodes, where there may be some.
     pub peers: Option<Arc<Peers>>,
     pub metrics: Arc<Metrics>,
+    /// See [`ROOMS_AT_ONCE`].
+    pub showing: Semaphore,
     /// The drains of inboxes, and whatever else must end before the process does.
     pub tasks: TaskTracker,
 }

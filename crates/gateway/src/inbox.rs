@@ -50,6 +50,14 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
 /// And is tried again after this.
 const SETTLE_AGAIN: Duration = Duration::from_secs(2);
 
+/// What a socket has yet to be brought without asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settling {
+    Everything,
+    /// The rooms that it has gone on in.
+    Rooms,
+}
+
 /// The queue of one connection.
 #[derive(Default)]
 pub struct Inbox {
@@ -82,7 +90,7 @@ pub enum Item {
     /// A socket has connected.
     Arrived(Arc<Seat>),
     /// It has been there for a moment.
-    Settled(Arc<Seat>),
+    Settled(Arc<Seat>, Settling),
     /// Its user's rights have changed.
     Changed(Arc<Seat>),
     /// Its client asks for something.
@@ -95,7 +103,7 @@ impl Item {
     fn bytes(&self) -> usize {
         match self {
             Self::Asked(asked) => asked.text.len(),
-            Self::Arrived(_) | Self::Settled(_) | Self::Changed(_) | Self::Left(..) => 0,
+            Self::Arrived(_) | Self::Settled(..) | Self::Changed(_) | Self::Left(..) => 0,
         }
     }
 }
@@ -228,22 +236,22 @@ async fn guarded(work: impl Future<Output = ()>) {
 }
 
 /// Brings a socket what it should have without asking, in a while.
-pub fn settle_after(delay: Duration, gateway: &Arc<Gateway>, seat: Arc<Seat>) {
+pub fn settle_after(delay: Duration, gateway: &Arc<Gateway>, seat: Arc<Seat>, due: Settling) {
     let (tasks, gateway) = (gateway.tasks.clone(), gateway.clone());
     tasks.spawn(async move {
         tokio::time::sleep(delay).await;
-        push(&gateway, &seat.clone(), Item::Settled(seat));
+        push(&gateway, &seat.clone(), Item::Settled(seat, due));
     });
 }
 
 async fn handle(gateway: &Arc<Gateway>, item: Item) {
     match item {
         Item::Arrived(seat) => seat.arrive(gateway).await,
-        Item::Settled(seat) => {
+        Item::Settled(seat, due) => {
             // Commands wait behind it: with the database away it is put off, not waited for.
-            let settled = tokio::time::timeout(SETTLE_PATIENCE, seat.settle(gateway)).await;
-            if settled != Ok(true) {
-                settle_after(SETTLE_AGAIN, gateway, seat);
+            let settled = tokio::time::timeout(SETTLE_PATIENCE, seat.settle(gateway, due)).await;
+            if let Some(left) = settled.unwrap_or(Some(due)) {
+                settle_after(SETTLE_AGAIN, gateway, seat, left);
             }
         }
         Item::Changed(seat) => seat.review(gateway).await,

@@ -155,6 +155,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Config { command: ConfigCommand::Check(with) } => {
             let config = with.load()?;
             auth::check(&config)?;
+            config.redis.authorities()?;
             for warning in &config.warnings {
                 eprintln!("{warning}");
             }

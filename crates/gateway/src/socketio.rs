@@ -37,7 +37,7 @@ use crate::{
     edge::outlet::{MARK, Outlet},
     fanout::{connection_room, own_rooms},
     gateway::Gateway,
-    inbox::{self, Ack, Asked, Item},
+    inbox::{self, Ack, Asked, Item, Settling},
 };
 
 /// The adapter under every namespace.
@@ -175,23 +175,26 @@ impl Seat {
         }
     }
 
-    /// Brings what the socket should have without asking; false when it is to be tried again.
-    pub async fn settle(&self, gateway: &Gateway) -> bool {
+    /// Brings what the socket should have without asking; says what is to be tried again.
+    pub async fn settle(&self, gateway: &Gateway, due: Settling) -> Option<Settling> {
         if !self.socket.upgrade().is_some_and(|socket| socket.connected()) {
-            return true;
+            return None;
         }
         if self.connection.outlet().is_some_and(Outlet::is_unused) {
             // It has come to a WebSocket since it connected.
             self.let_out(gateway);
         }
-        self.show_rooms(gateway).await;
+        let rooms = (!self.show_rooms(gateway).await).then_some(Settling::Rooms);
+        if due == Settling::Rooms {
+            return rooms;
+        }
         let caller = self.current();
         let (effects, result) = session::settled(&gateway.domain, &caller).await;
         gateway.fanout.deliver(self, effects).await;
-        let Err(refusal) = result else { return true };
+        let Err(refusal) = result else { return rooms };
         let code = refusal.code().as_str();
         tracing::warn!(code, "a socket could not be given what is kept for its user");
-        refusal.retry_after().is_none()
+        if refusal.retry_after().is_some() { Some(Settling::Everything) } else { rooms }
     }
 
     /// Its client asks to be shown the room: once is enough.
@@ -200,17 +203,21 @@ impl Seat {
     }
 
     /// Shows the rooms anew that the socket has gone on in: its page may have been without listeners
-    /// for a moment.
-    async fn show_rooms(&self, gateway: &Gateway) {
-        let rooms =
-            std::mem::take(&mut *self.to_show.lock().unwrap_or_else(PoisonError::into_inner));
+    /// for a moment. False when some are left to be shown; so they are when this is given up.
+    async fn show_rooms(&self, gateway: &Gateway) -> bool {
         let (caller, now) = (self.current(), gateway.domain.clock.now());
-        for room in rooms {
+        loop {
+            let next = self.to_show.lock().unwrap_or_else(PoisonError::into_inner).first().cloned();
+            let Some(room) = next else { return true };
+            let Ok(_turn) = gateway.showing.try_acquire() else { return false };
+            let shown = returning::bring_back(&gateway.domain, &caller, &room, now).await;
+            if shown.as_ref().is_err_and(|refusal| refusal.retry_after().is_some()) {
+                return false;
+            }
+            self.is_about_to_show(&room);
             // It hears the room already, and goes on doing so: nothing is left to a snapshot that
             // may not arrive.
-            if let Ok(mut effects) =
-                returning::bring_back(&gateway.domain, &caller, &room, now).await
-            {
+            if let Ok(mut effects) = shown {
                 effects.retain(|effect| !matches!(effect, Effect::Join { .. }));
                 gateway.fanout.deliver(self, effects).await;
             }
@@ -254,7 +261,7 @@ impl Seat {
     fn pass_on(&self, gateway: &Arc<Gateway>) {
         for seat in gateway.fanout.seats_of(&self.caller.tenant, &self.caller.user) {
             if seat.since.elapsed() <= gateway.connections.unnoticed() {
-                inbox::settle_after(PASSED_ON, gateway, seat);
+                inbox::settle_after(PASSED_ON, gateway, seat, Settling::Everything);
             }
         }
     }
@@ -274,7 +281,8 @@ pub fn register(gateway: &Arc<Gateway>) {
                         gateway.fanout.expiries.watch(&seat, expires_at);
                     }
                     inbox::push(&gateway, &seat, Item::Arrived(seat.clone()));
-                    inbox::settle_after(session::SETTLING, &gateway, seat);
+                    let due = Settling::Everything;
+                    inbox::settle_after(session::SETTLING, &gateway, seat, due);
                 }
             }
         };

@@ -88,7 +88,7 @@ async fn obey(cluster: &Cluster, command: &serde_json::Value) -> serde_json::Val
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let url = env::args().nth(1).unwrap_or_else(|| "redis://127.0.0.1:6379".to_owned());
-    let cluster = Cluster::new(Link::new(&url)?, "socket.io", &["/"]);
+    let cluster = Cluster::new(Link::new(&url, None)?, "socket.io", &["/"]);
     let member: Arc<dyn Member> = Arc::new(Peer);
     let stop = CancellationToken::new();
     tokio::spawn(cluster.clone().run(Arc::downgrade(&member), stop.clone()));

@@ -14,7 +14,7 @@ use std::{
 
 use redis::{
     AsyncConnectionConfig, Client, IntoConnectionInfo as _, ProtocolVersion, PushInfo, PushKind,
-    RedisError,
+    RedisError, TlsCertificates,
     aio::{MultiplexedConnection, SendError},
 };
 use tokio::{
@@ -118,13 +118,22 @@ pub struct Subscriptions {
 }
 
 impl Link {
-    /// For a URL as `redis://:password@host:6379/0`, or `rediss://` for TLS. Connects only when
-    /// it is run.
-    pub fn new(url: &str) -> Result<Arc<Self>, RedisError> {
+    /// For a URL as `redis://:password@host:6379/0`, or `rediss://` for TLS. Who signs its
+    /// certificate is in `authorities`, as PEM; else it is one that the system trusts. Connects
+    /// only when it is run.
+    pub fn new(url: &str, authorities: Option<Vec<u8>>) -> Result<Arc<Self>, RedisError> {
         let info = url.into_connection_info()?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let info = info.set_redis_settings(settings);
+        let client = match authorities {
+            Some(root) => {
+                let trusted = TlsCertificates { client_tls: None, root_cert: Some(root) };
+                Client::build_with_tls(info, trusted)?
+            }
+            None => Client::open(info)?,
+        };
         Ok(Arc::new(Self {
-            client: Client::open(info.set_redis_settings(settings))?,
+            client,
             queue: Mutex::default(),
             queued: Notify::new(),
             publisher: Mutex::default(),

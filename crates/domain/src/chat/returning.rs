@@ -65,14 +65,21 @@ pub struct Noted {
     pub change: Change,
 }
 
+#[derive(Debug, Default)]
+struct Waiting {
+    changes: Vec<Noted>,
+    /// How many there ever were.
+    noted: u64,
+}
+
 /// Changes that are not written yet.
 #[derive(Debug)]
 pub struct Returning {
     /// Names this run of the server in the rows it writes.
     node: String,
-    waiting: Mutex<Vec<Noted>>,
-    /// Held while changes are written: whoever has it finds everything noted so far in the database.
-    writing: futures_util::lock::Mutex<()>,
+    waiting: Mutex<Waiting>,
+    /// Held while changes are written: how many of those ever noted are in the database.
+    writing: futures_util::lock::Mutex<u64>,
 }
 
 impl Returning {
@@ -85,47 +92,61 @@ impl Returning {
         &self.node
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Noted>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a change of the caller's socket.
     pub fn note(&self, caller: &Caller, change: Change) {
         let mut waiting = self.lock();
-        if waiting.len() < MAX_WAITING {
+        if waiting.changes.len() < MAX_WAITING {
             let (tenant, connection) = (caller.tenant.clone(), caller.connection.clone());
-            waiting.push(Noted { tenant, connection, change });
+            waiting.changes.push(Noted { tenant, connection, change });
+            waiting.noted += 1;
         }
     }
 
-    /// Takes back what could not be written, in front of what came meanwhile.
-    fn put_back(&self, mut some: Vec<Noted>) {
+    /// Takes some to write them.
+    fn take(&self) -> Taken<'_> {
         let mut waiting = self.lock();
-        some.append(&mut waiting);
-        *waiting = some;
+        let count = waiting.changes.len().min(BATCH);
+        Taken { of: self, changes: waiting.changes.drain(..count).collect() }
     }
 }
 
-/// Writes what has been noted. Called several times a second.
-pub async fn write(app: &App) -> Result<(), Refusal> {
-    let _writing = app.returning.writing.lock().await;
-    loop {
-        let some: Vec<Noted> = {
-            let mut waiting = app.returning.lock();
-            let count = waiting.len().min(BATCH);
-            waiting.drain(..count).collect()
-        };
-        let Some(first) = some.first() else { return Ok(()) };
-        let written = async {
-            let mut tx = app.store.begin(&first.tenant, Scope::Rows).await?;
-            tx.note_rooms(&app.returning.node, &some).await?;
-            tx.commit().await
-        };
-        if let Err(refusal) = written.await {
-            app.returning.put_back(some);
-            return Err(refusal);
-        }
+/// Changes on their way to the database. Dropped before they are there, because that failed or
+/// nobody waits for it any more, they wait again, in front of what came meanwhile.
+struct Taken<'a> {
+    of: &'a Returning,
+    changes: Vec<Noted>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.of.lock();
+        self.changes.append(&mut waiting.changes);
+        waiting.changes = std::mem::take(&mut self.changes);
     }
+}
+
+/// Writes what has been noted so far. Called several times a second, and by whoever looks: those of
+/// a herd find that one before them has written for all who waited.
+pub async fn write(app: &App) -> Result<(), Refusal> {
+    let noted = app.returning.lock().noted;
+    let mut done = app.returning.writing.lock().await;
+    while *done < noted {
+        let mut some = app.returning.take();
+        let Some(first) = some.changes.first() else {
+            *done = noted;
+            return Ok(());
+        };
+        let mut tx = app.store.begin(&first.tenant, Scope::Rows).await?;
+        tx.note_rooms(&app.returning.node, &some.changes).await?;
+        tx.commit().await?;
+        *done += some.changes.len() as u64;
+        some.changes.clear();
+    }
+    Ok(())
 }
 
 /// Takes over from runs of the server that are no more: their sockets were lost when their users

@@ -44,7 +44,7 @@ impl Peers {
     pub fn new(config: &Config, node: NodeId) -> anyhow::Result<Option<Arc<Self>>> {
         let Some(url) = &config.redis.url else { return Ok(None) };
         // The library's own words may repeat the URL, and with it a password.
-        let link = Link::new(url.expose()).map_err(|error| {
+        let link = Link::new(url.expose(), config.redis.authorities()?).map_err(|error| {
             anyhow::anyhow!("redis.url: not a usable address ({})", error.category())
         })?;
         let paths = carillon_domain::contract::ALL_PATHS;

@@ -1,126 +1,17 @@
 // nginx and HAProxy with the configurations of examples/deploy, in front of three nodes: long polling
 // without cookies, WebSockets, who asks, and nodes that come and go under traffic.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import http from "node:http";
-import net from "node:net";
-import { tmpdir } from "node:os";
-import path from "node:path";
 import { test } from "node:test";
 import { buffer } from "node:stream/consumers";
-import { fileURLToPath } from "node:url";
 import { arrive, clusterStory, tagOf } from "./balancer.mjs";
 import { Person, Server, eventually, pause, token } from "./harness.mjs";
+import { Haproxy, Nginx } from "./programs.mjs";
 import { Polling } from "./raw.mjs";
 
 const STOCK = { reconnection: true, reconnectionDelay: 200, reconnectionDelayMax: 400 };
 const BUSY = { CARILLON_LIMITS__RATES__MESSAGE: "100000/1m", CARILLON_LIMITS__RATES__ROOM: "100000/1m" };
-const deploy = fileURLToPath(new URL("../../../../examples/deploy/", import.meta.url));
-
-/** Where a program is, if it is. */
-const find = (name) =>
-  [...process.env.PATH.split(":"), "/usr/sbin", "/usr/local/sbin"].map((directory) => path.join(directory, name)).find(existsSync);
-
-async function freePort() {
-  const server = net.createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address();
-  server.close();
-  await once(server, "close");
-  return port;
-}
-
-/** A configuration with other addresses; each replacement must find its place. */
-function rendered(file, replacements) {
-  return replacements.reduce((text, [what, by]) => {
-    assert.match(text, what, file);
-    return text.replace(what, by);
-  }, readFileSync(path.join(deploy, file), "utf8"));
-}
-
-/** A balancer that runs, in a directory of its own. */
-class Program {
-  static async start(nodes) {
-    const program = new this();
-    program.directory = mkdtempSync(path.join(tmpdir(), "carillon-balancer-"));
-    program.port = await freePort();
-    program.url = `http://127.0.0.1:${program.port}`;
-    program.write(nodes);
-    program.said = "";
-    program.child = spawn(...program.command(), { stdio: ["ignore", "pipe", "pipe"] });
-    for (const stream of [program.child.stdout, program.child.stderr]) {
-      stream.on("data", (data) => { program.said += data; });
-    }
-    program.ended = once(program.child, "exit");
-    await eventually("the balancer answers", async () => {
-      assert.equal(program.child.exitCode, null, program.said);
-      const response = await fetch(`${program.url}/livez`).catch(() => undefined);
-      return response?.ok;
-    }, 10_000);
-    return program;
-  }
-
-  /** As an operator does it: the file is changed, the program is told. */
-  reload(nodes) {
-    this.write(nodes);
-    this.child.kill(this.constructor.RELOAD);
-  }
-
-  async end() {
-    this.child.kill("SIGTERM");
-    await Promise.race([this.ended, pause(3000)]);
-    this.child.kill("SIGKILL");
-    rmSync(this.directory, { recursive: true, force: true });
-  }
-}
-
-class Nginx extends Program {
-  static PROGRAM = find("nginx");
-  static RELOAD = "SIGHUP";
-
-  write(nodes) {
-    const [first, ...more] = nodes.map((node) => `    server 127.0.0.1:${node.port} max_fails=1 fail_timeout=5s;\n`);
-    const site = rendered("nginx-cluster.conf", [
-      [/listen 80;/, `listen 127.0.0.1:${this.port};`],
-      [/( {4}server gateway-\d:3001 max_fails=1 fail_timeout=5s;\n){3}/, first + more.join("")],
-    ]);
-    const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((what) => `${what}_temp_path ${this.directory}/${what};`);
-    writeFileSync(path.join(this.directory, "site.conf"), site);
-    writeFileSync(path.join(this.directory, "nginx.conf"), `
-      daemon off;
-      ${process.getuid() === 0 ? "user root;" : ""}
-      worker_processes 2;
-      pid ${this.directory}/nginx.pid;
-      error_log stderr warn;
-      events { worker_connections 4096; }
-      http { ${temporary.join(" ")} include ${this.directory}/site.conf; }
-    `);
-  }
-
-  command() {
-    return [Nginx.PROGRAM, ["-p", this.directory, "-c", path.join(this.directory, "nginx.conf"), "-e", "stderr"]];
-  }
-}
-
-class Haproxy extends Program {
-  static PROGRAM = find("haproxy");
-  static RELOAD = "SIGUSR2";
-
-  write(nodes) {
-    const servers = nodes.map((node, index) => `    server gateway-${index + 1} 127.0.0.1:${node.port}\n`);
-    writeFileSync(path.join(this.directory, "haproxy.cfg"), rendered("haproxy.cfg", [
-      [/bind :8080/, `bind 127.0.0.1:${this.port}`],
-      [/maxconn 20000/, "maxconn 4000"],
-      [/( {4}server gateway-\d gateway-\d:3001\n){3}/, servers.join("")],
-    ]));
-  }
-
-  command() {
-    return [Haproxy.PROGRAM, ["-W", "-db", "-f", path.join(this.directory, "haproxy.cfg")]];
-  }
-}
 
 /** Says what it was told of the client. */
 const backend = http.createServer((request, response) => {

@@ -1,13 +1,14 @@
 // Several nodes, and what they meet at: a throw-away Redis and one PostgreSQL.
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { test } from "node:test";
 import { createInterface } from "node:readline";
+import tls from "node:tls";
 import { createAdapter } from "@socket.io/redis-adapter";
 import { Emitter } from "@socket.io/redis-emitter";
 import { createClient } from "redis";
@@ -27,24 +28,48 @@ export async function freePort() {
   return port;
 }
 
-/** A Redis of a test's own, with nothing in it; it keeps its port when it is started again. */
+/** A certificate for 127.0.0.1, and that of the authority that signed it: files in PEM. */
+export function certify(directory) {
+  const [ca, caKey, certificate, key, request, names] = ["ca.pem", "ca.key", "redis.pem", "redis.key", "redis.csr", "names"]
+    .map((name) => path.join(directory, name));
+  const openssl = (...args) => execFileSync("openssl", args, { stdio: ["ignore", "ignore", "pipe"] });
+  const made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+  openssl("req", "-x509", ...made, "-keyout", caKey, "-out", ca, "-days", "2", "-subj", "/CN=Stories");
+  openssl("req", ...made, "-keyout", key, "-out", request, "-subj", "/CN=redis");
+  writeFileSync(names, "subjectAltName=IP:127.0.0.1,DNS:localhost\n");
+  openssl("x509", "-req", "-in", request, "-CA", ca, "-CAkey", caKey, "-CAcreateserial", "-out", certificate, "-days", "2", "-extfile", names);
+  return { ca, certificate, key };
+}
+
+/**
+ * A Redis of a test's own, with nothing in it; it keeps its port when it is started again. With
+ * `isSecret` it speaks TLS, with `password` it wants one, and `program` may be another one's.
+ */
 export class Redis {
-  static async start() {
+  static async start({ isSecret = false, password, program = redisServer } = {}) {
     const redis = new Redis();
     redis.directory = mkdtempSync(path.join(tmpdir(), "carillon-redis-"));
     redis.port = await freePort();
+    Object.assign(redis, { password, program });
+    if (isSecret) redis.files = certify(redis.directory);
     await redis.launch();
     return redis;
   }
 
   get url() {
-    return `redis://127.0.0.1:${this.port}`;
+    const password = this.password ? `:${encodeURIComponent(this.password)}@` : "";
+    return `${this.files ? "rediss" : "redis"}://${password}127.0.0.1:${this.port}`;
   }
 
-  async launch(...args) {
+  async launch() {
+    const listening = this.files
+      ? ["--port", "0", "--tls-port", this.port, "--tls-auth-clients", "no", "--tls-cert-file", this.files.certificate,
+        "--tls-key-file", this.files.key, "--tls-ca-cert-file", this.files.ca]
+      : ["--port", this.port];
     this.child = spawn(
-      redisServer,
-      ["--port", this.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", this.directory, ...args],
+      this.program,
+      [...listening, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", this.directory,
+        ...(this.password ? ["--requirepass", this.password] : [])],
       { stdio: "ignore" },
     );
     this.exited = once(this.child, "exit");
@@ -53,8 +78,10 @@ export class Redis {
 
   #isThere() {
     return new Promise((resolve) => {
-      const socket = net.connect(this.port, "127.0.0.1");
-      socket.on("connect", () => socket.write("PING\r\n"));
+      const socket = this.files
+        ? tls.connect({ port: this.port, host: "127.0.0.1", rejectUnauthorized: false })
+        : net.connect(this.port, "127.0.0.1");
+      socket.on(this.files ? "secureConnect" : "connect", () => socket.write("PING\r\n"));
       socket.on("data", (data) => {
         resolve(/PONG|NOAUTH/.test(data));
         socket.destroy();
@@ -65,7 +92,7 @@ export class Redis {
 
   /** A client of Node's, for a test to look or to publish with. */
   async client() {
-    const client = createClient({ url: this.url });
+    const client = createClient({ url: this.url, socket: this.files && { ca: readFileSync(this.files.ca) } });
     client.on("error", () => {});
     await client.connect();
     return client;

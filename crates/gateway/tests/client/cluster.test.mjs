@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { io as connect } from "socket.io-client";
 import { DATABASES, Person, eventually, pause, silent, within } from "./harness.mjs";
-import { AdapterPeer, together } from "./cluster.mjs";
+import { AdapterPeer, Redis, certify, together } from "./cluster.mjs";
 
 const ALONE = { on: [DATABASES[0]], nodes: 1 };
 
@@ -67,6 +67,51 @@ together("what is done to a user is done on every node", {}, async (cluster) => 
   for (const [reason] of await within(1000, "both are cut", Promise.all(cut))) {
     assert.equal(reason, "io server disconnect");
   }
+});
+
+together("who is put out of a group, or whose tokens are revoked, is so on every node", {}, async (cluster) => {
+  const ana = await cluster.person(0, "ana");
+  const [ben, cat] = [await cluster.person(1, "ben"), await cluster.person(1, "cat")];
+  const { group } = await ana.asks("study-group-create", { name: "Evenings" });
+  const groupId = group.id;
+  const says = (person, message) => person.asks("study-group-message", { groupId, message });
+  for (const person of [ben, cat]) assert.equal((await person.asks("study-group-join", { groupId })).ok, true);
+  assert.equal((await says(ana, "for all")).ok, true);
+  for (const person of [ben, cat]) await person.hears("receive-message", (e) => e.message === "for all");
+  assert.equal((await ana.asks("study-group-kick", { groupId, userId: "ben" })).ok, true);
+  assert.equal((await says(ana, "without Ben")).ok, true);
+  await within(1000, "Cat hears it", cat.hears("receive-message", (e) => e.message === "without Ben"));
+  await silent("receive-message", ben);
+  assert.equal((await says(ben, "still here?")).ok, false);
+  const cut = once(ben.socket, "disconnect");
+  assert.equal((await cluster.nodes[0].api("POST", "/v1/users/ben/revoke")).status, 200);
+  await within(1000, "Ben is cut", cut);
+  assert.equal((await says(cat, "still here")).ok, true);
+});
+
+together("a Redis with TLS and a password is one like any other", { nodes: 0 }, async (cluster) => {
+  const redis = cluster.keep(await Redis.start({ isSecret: true, password: "a secret" }));
+  const trusting = { REDIS_URL: redis.url, CARILLON_REDIS__CA_FILE: redis.files.ca };
+  Object.assign(cluster.options.env, trusting);
+  await cluster.add();
+  await cluster.add();
+  const [ana, ben] = [await cluster.person(0, "ana"), await cluster.person(1, "ben")];
+  for (const person of [ana, ben]) await person.joins("algebra");
+  ana.says("typing-indicator", { roomId: "algebra", isTyping: true });
+  await ben.hears("typing-indicator", (e) => e.userId === "ana");
+  // Its certificate may come from elsewhere, too: where the system's roots are.
+  delete cluster.options.env.CARILLON_REDIS__CA_FILE;
+  cluster.options.env.SSL_CERT_FILE = redis.files.ca;
+  await cluster.add();
+  // Who trusts somebody else goes on alone, and says why.
+  const { ca } = certify(cluster.nodes[0].directory);
+  cluster.isRedisAway = true;
+  Object.assign(cluster.options.env, { CARILLON_REDIS__CA_FILE: ca });
+  const alone = await cluster.add();
+  await eventually("it says so", () => alone.log.some((line) => line.includes("Redis cannot be reached")));
+  assert.equal(await alone.metric("carillon_redis_up"), 0);
+  const cat = await cluster.person(3, "cat");
+  assert.equal((await cat.asks("heartbeat")).ok, true);
 });
 
 together("messages lost by Redis are found in the outbox", {}, async (cluster) => {

@@ -1,8 +1,9 @@
 // Who loses the connection goes on as the same socket, with everything that was missed.
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { DATABASES, Person, POSTGRES, eventually, pause, silent, story, token, within } from "./harness.mjs";
+import { DATABASES, Person, POSTGRES, Server, eventually, pause, silent, story, token, within } from "./harness.mjs";
 import { cutsOff, together } from "./cluster.mjs";
+import { FaultProxy } from "./faults.mjs";
 import { Raw } from "./raw.mjs";
 
 const COMES_BACK = { reconnection: true, reconnectionDelay: 100, reconnectionDelayMax: 300 };
@@ -61,6 +62,33 @@ story("who goes on is shown the room anew, and hears nothing twice for it", {}, 
   }
 });
 
+story("who goes on is shown the room though the database hangs just then", { on: POSTGRES }, async (world) => {
+  const url = new URL(world.server.databaseUrl);
+  const way = await FaultProxy.before(Number(url.port));
+  url.port = way.port;
+  const server = await Server.start({ databaseUrl: url.href });
+  try {
+    const ana = await Person.connect(server, "ana", COMES_BACK);
+    await ana.joins("algebra");
+    await pause(300);
+    ana.forget();
+    const back = once(ana.socket, "connect");
+    await cutsOff(ana);
+    await within(5000, "Ana is back", back);
+    assert.equal(ana.socket.recovered, true);
+    // It is shown a second after that.
+    await pause(500);
+    way.hole();
+    await pause(3000);
+    way.fill();
+    await ana.hears("room-joined", (e) => e.roomId === "algebra", 10_000);
+    ana.leaves();
+  } finally {
+    await server.dispose();
+    way.dispose();
+  }
+});
+
 story("a client that has heard nothing yet goes on, too", {}, async (world) => {
   const ana = await world.person("ana", COMES_BACK);
   const { id } = ana.socket;
@@ -90,18 +118,9 @@ story("a server that is killed is gone on with", { on: DATABASES }, async (world
 });
 
 together("a client of a node that is killed goes on at another one, again and again", { nodes: 3 }, async (cluster) => {
-  // A balancer that sends to whoever is there.
-  const net = await import("node:net");
-  let to = 0;
-  const balancer = net.createServer((socket) => {
-    const behind = net.connect(cluster.nodes[to].port, "127.0.0.1");
-    socket.pipe(behind).pipe(socket);
-    for (const one of [socket, behind]) one.on("error", () => {}).on("close", () => [socket, behind].forEach((s) => s.destroy()));
-  }).listen(0, "127.0.0.1");
-  await once(balancer, "listening");
-  cluster.keep({ dispose: () => balancer.close() });
-  const url = `http://127.0.0.1:${balancer.address().port}`;
-  const ana = await Person.connect({ url }, "ana", COMES_BACK);
+  // A way that leads to whoever is there.
+  const way = cluster.keep(await FaultProxy.before(cluster.nodes[0].port));
+  const ana = await Person.connect(way, "ana", COMES_BACK);
   cluster.keep({ dispose: () => ana.leaves() });
   const ben = await cluster.person(2, "ben");
   for (const person of [ana, ben]) await person.joins("algebra");
@@ -112,7 +131,7 @@ together("a client of a node that is killed goes on at another one, again and ag
     await pause(400);
     ana.forget();
     const back = once(ana.socket, "connect");
-    to = next;
+    way.target = cluster.nodes[next].port;
     await cluster.nodes[from].kill();
     for (const message of ["one", "two"]) await says(ben, message);
     await within(8000, "Ana is back", back);
