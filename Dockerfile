@@ -18,10 +18,10 @@ COPY --from=build /carillon /usr/local/bin/carillon
 USER carillon
 WORKDIR /data
 VOLUME /data
-# SQLite unless DATABASE_URL says otherwise. The operations address is for the container's
-# network, where metrics are scraped from; publish its port only to those who may read them.
 # The C library's allocator gives back what a flood of large frames took (docs/OPERATIONS.md).
 ENV MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=131072 MALLOC_TRIM_THRESHOLD_=131072
+# SQLite unless DATABASE_URL says otherwise. The operations address is for the container's
+# network, where metrics are scraped from; publish its port only to those who may read them.
 ENV DATABASE_URL=sqlite:/data/carillon.db \
     CARILLON_OPERATIONS__LISTEN=0.0.0.0:9464
 EXPOSE 3001 9464
