@@ -62,6 +62,22 @@ pub enum Address {
     Bystanders,
 }
 
+impl Address {
+    /// Whether sockets hear this because they are in the room.
+    pub fn is_of(&self, room: &RoomId) -> bool {
+        match self {
+            Self::Room(to)
+            | Self::Others(to, _)
+            | Self::RoomWith(to, _)
+            | Self::RoomWithout(to, _) => to == room,
+            Self::Around(_, rooms) => rooms.contains(room),
+            Self::Caller | Self::User(_) | Self::Tenant | Self::Lookers(_) | Self::Bystanders => {
+                false
+            }
+        }
+    }
+}
+
 /// A kind of address; an event names the only kind it can be sent to.
 pub trait To: Into<Address> {
     /// For the documentation.

@@ -587,6 +587,13 @@ impl Fanout {
         self.let_in(seat, recovered.after, let_in).await;
     }
 
+    /// Whether nothing durable was said in the room after an offset, as far as memory reaches.
+    pub fn is_quiet(&self, tenant: &TenantId, room: &RoomId, after: Offset) -> bool {
+        let Some(lane) = self.lane(tenant) else { return false };
+        let progress = lane.lock();
+        progress.since(after).is_some_and(|mut said| !said.any(|emit| emit.to.is_of(room)))
+    }
+
     /// Hands over what was published after an offset, all of it, while delivery stands still. Where
     /// memory does not reach back that far, the outbox does.
     async fn let_in(&self, seat: &Seat, after: Offset, let_in: impl Fn(&[&Emit])) {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use carillon_domain::{
-    Caller, ConnectionId, Effect, Refusal, RoomId, TenantId, Timestamp, UserId,
+    Caller, ConnectionId, Effect, Offset, Refusal, RoomId, TenantId, Timestamp, UserId,
     api::refused::Kind,
     chat::returning::{self, Change},
     contract::{ALL_PATHS, Event as _},
@@ -69,8 +69,14 @@ pub struct Seat {
     /// What it goes on from, until it has; or why it cannot.
     resuming: Mutex<Option<Box<Resuming>>>,
     is_superseded: AtomicBool,
-    /// The rooms it has gone on in, until they are shown anew.
-    to_show: Mutex<Vec<RoomId>>,
+    to_show: Mutex<ToShow>,
+}
+
+/// The rooms that a socket has gone on in, until they are shown anew; and from where on.
+#[derive(Debug, Default)]
+struct ToShow {
+    after: Offset,
+    rooms: Vec<RoomId>,
 }
 
 /// A socket whose client showed a private id.
@@ -168,7 +174,7 @@ impl Seat {
         let groups = domain.presence.group_rooms(&caller.tenant, &caller.user);
         gateway.fanout.resume(self, recovered, &groups).await;
         let rooms = recovered.rooms.iter().map(|(room, _)| room.clone()).collect();
-        *self.to_show.lock().unwrap_or_else(PoisonError::into_inner) = rooms;
+        *self.to_show() = ToShow { after: recovered.after, rooms };
         match session::resumed(domain, &caller).await {
             Ok(effects) => gateway.fanout.deliver(self, effects).await,
             Err(_) => gateway.connections.kill(&self.connection, Closing::Unavailable),
@@ -197,18 +203,30 @@ impl Seat {
         if refusal.retry_after().is_some() { Some(Settling::Everything) } else { rooms }
     }
 
-    /// Its client asks to be shown the room: once is enough.
-    pub fn is_about_to_show(&self, room: &RoomId) {
-        self.to_show.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other != room);
+    fn to_show(&self) -> MutexGuard<'_, ToShow> {
+        self.to_show.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows the rooms anew that the socket has gone on in: its page may have been without listeners
-    /// for a moment. False when some are left to be shown; so they are when this is given up.
+    /// Its client asks to be shown the room: once is enough.
+    pub fn is_about_to_show(&self, room: &RoomId) {
+        self.to_show().rooms.retain(|other| other != room);
+    }
+
+    /// Shows the rooms anew that the socket has gone on in, and where something was said since: its
+    /// page may have been without listeners for a moment. False when some are left to be shown; so
+    /// they are when this is given up.
     async fn show_rooms(&self, gateway: &Gateway) -> bool {
         let (caller, now) = (self.current(), gateway.domain.clock.now());
         loop {
-            let next = self.to_show.lock().unwrap_or_else(PoisonError::into_inner).first().cloned();
+            let (after, next) = {
+                let to_show = self.to_show();
+                (to_show.after, to_show.rooms.first().cloned())
+            };
             let Some(room) = next else { return true };
+            if gateway.fanout.is_quiet(&caller.tenant, &room, after) {
+                self.is_about_to_show(&room);
+                continue;
+            }
             let Ok(_turn) = gateway.showing.try_acquire() else { return false };
             let shown = returning::bring_back(&gateway.domain, &caller, &room, now).await;
             if shown.as_ref().is_err_and(|refusal| refusal.retry_after().is_some()) {

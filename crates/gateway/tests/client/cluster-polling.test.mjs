@@ -9,7 +9,7 @@ import path from "node:path";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { after, test } from "node:test";
 import { ADVERTISED, Balancer, arrive, clusterStory, tagOf } from "./balancer.mjs";
-import { POSTGRES, Person, Server, eventually, freshPostgres, pause, story, token, within } from "./harness.mjs";
+import { POSTGRES, Person, Server, eventually, freshPostgres, pause, persists, story, token, within } from "./harness.mjs";
 import { Polling } from "./raw.mjs";
 
 const STOCK = { reconnection: true, reconnectionDelay: 200, reconnectionDelayMax: 400 };
@@ -20,18 +20,6 @@ const UNKNOWN = { status: 400, text: '{"code":1,"message":"Session ID unknown"}'
 async function ask(server, sid, options) {
   const response = await fetch(`${server.url}${QUERY}${sid ? `&sid=${sid}` : ""}`, options);
   return { status: response.status, text: await response.text() };
-}
-
-/** Asks, and asks again when told to: a disk that is slow for a moment is nobody's loss. */
-async function persists(person, name, payload) {
-  for (;;) {
-    const answer = await new Promise((resolve) => person.socket.timeout(30_000).emit(name, payload, (error, reply) => resolve(error ?? reply)));
-    if (answer.ok || !answer.retryable) {
-      assert.equal(answer.ok, true, `${person.id}: ${answer.message ?? JSON.stringify(answer)} ${person.lost}`);
-      return;
-    }
-    await pause(answer.retryAfterMs ?? 1000);
-  }
 }
 
 /** A client alone in a room, who counts what it hears. */

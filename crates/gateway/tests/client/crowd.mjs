@@ -44,8 +44,7 @@ class Guest {
       if (roomId !== room) return;
       // Who cannot go on is shown the room instead.
       for (const { clientMsgId } of messages) this.shown.add(clientMsgId);
-      if (!this.isInRoom && this.goneAt) this.roomless.push(Date.now() - this.goneAt);
-      this.isInRoom = true;
+      this.#isInRoom();
     });
     this.socket.on("disconnect", () => {
       this.goneAt = Date.now();
@@ -59,8 +58,16 @@ class Guest {
     this.socket.on("connect", () => {
       if (!this.goneAt) return;
       this.away.push(Date.now() - this.goneAt);
-      if (this.socket.recovered) this.recovered += 1;
+      if (!this.socket.recovered) return;
+      this.recovered += 1;
+      // Who goes on is in the room as before; what is said there next has to be heard.
+      this.#isInRoom();
     });
+  }
+
+  #isInRoom() {
+    if (!this.isInRoom && this.goneAt) this.roomless.push(Date.now() - this.goneAt);
+    this.isInRoom = true;
   }
 
   async arrives() {

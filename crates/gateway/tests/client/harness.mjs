@@ -291,6 +291,18 @@ export class Person {
   }
 }
 
+/** Asks, and asks again when told to: a disk that is slow for a moment is nobody's loss. */
+export async function persists(person, name, payload) {
+  for (;;) {
+    const answer = await new Promise((resolve) => person.socket.timeout(30_000).emit(name, payload, (error, reply) => resolve(error ?? reply)));
+    if (answer.ok || !answer.retryable) {
+      assert.equal(answer.ok, true, `${person.id}: ${answer.message ?? JSON.stringify(answer)} ${person.lost ?? ""}`);
+      return;
+    }
+    await pause(answer.retryAfterMs ?? 1000);
+  }
+}
+
 export async function within(ms, what, promise) {
   let timer;
   const late = new Promise((_, reject) => {

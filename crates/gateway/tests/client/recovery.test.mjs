@@ -62,6 +62,25 @@ story("who goes on is shown the room anew, and hears nothing twice for it", {}, 
   }
 });
 
+story("who goes on in a room where nothing was said is not shown it", {}, async (world) => {
+  const ana = await world.person("ana", COMES_BACK);
+  await ana.joins("algebra");
+  await pause(300);
+  ana.forget();
+  const back = once(ana.socket, "connect");
+  await cutsOff(ana);
+  await within(5000, "Ana is back", back);
+  assert.equal(ana.socket.recovered, true);
+  const ben = await world.person("ben");
+  await ben.joins("algebra");
+  // Longer than until it would be shown.
+  await pause(1500);
+  await ana.settled();
+  assert.deepEqual(ana.unheard("room-joined"), []);
+  await says(ben, "live");
+  await ana.hears("receive-message", (e) => e.message === "live");
+});
+
 story("who goes on is shown the room though the database hangs just then", { on: POSTGRES }, async (world) => {
   const url = new URL(world.server.databaseUrl);
   const way = await FaultProxy.before(Number(url.port));
@@ -69,11 +88,13 @@ story("who goes on is shown the room though the database hangs just then", { on:
   const server = await Server.start({ databaseUrl: url.href });
   try {
     const ana = await Person.connect(server, "ana", COMES_BACK);
-    await ana.joins("algebra");
+    const ben = await Person.connect(server, "ben");
+    for (const person of [ana, ben]) await person.joins("algebra");
     await pause(300);
     ana.forget();
     const back = once(ana.socket, "connect");
     await cutsOff(ana);
+    await says(ben, "missed");
     await within(5000, "Ana is back", back);
     assert.equal(ana.socket.recovered, true);
     // It is shown a second after that.
@@ -82,7 +103,7 @@ story("who goes on is shown the room though the database hangs just then", { on:
     await pause(3000);
     way.fill();
     await ana.hears("room-joined", (e) => e.roomId === "algebra", 10_000);
-    ana.leaves();
+    for (const person of [ana, ben]) person.leaves();
   } finally {
     await server.dispose();
     way.dispose();
