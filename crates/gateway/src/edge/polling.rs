@@ -164,6 +164,9 @@ impl<E: Engine> Edge<E> {
             let mut poll = Request::new(Full::default());
             *poll.uri_mut() = uri;
             let mut slot = polling.asked.lock().await;
+            if polling.is_upgraded() {
+                return;
+            }
             let asked = slot.get_or_insert_with(|| Box::pin(self.ask(poll)));
             let answered = tokio::select! {
                 biased;
@@ -172,11 +175,11 @@ impl<E: Engine> Edge<E> {
                 () = connection.is_over() => break,
             };
             *slot = None;
-            drop(slot);
             let Ok(body) = answered else { break };
-            if session.hear(&renamed(&connection, body))
-                && self.say(sid, Bytes::from_static(PONG)).await.is_err()
-            {
+            // Before anybody else has the slot: who takes over takes what waits, too.
+            let is_asked = session.hear(&renamed(&connection, body));
+            drop(slot);
+            if is_asked && self.say(sid, Bytes::from_static(PONG)).await.is_err() {
                 break;
             }
         }

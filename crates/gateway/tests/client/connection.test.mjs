@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { after } from "node:test";
 import {
-  CLIENTS, POSTGRES, eventually, pause, refused, silent, story, token, uniqueRoom, within,
+  CLIENTS, POSTGRES, eventually, lets, pause, refused, silent, story, token, uniqueRoom, within,
 } from "./harness.mjs";
 import { Polling, Raw } from "./raw.mjs";
 
@@ -258,7 +258,7 @@ for (const client of Object.keys(CLIENTS)) {
   for (const [name, transports] of Object.entries({
     WebSocket: ["websocket"], polling: ["polling"], "the upgrade": ["polling", "websocket"],
   })) {
-    story(`client ${client} does everything over ${name}`, {}, async (world) => {
+    story(`client ${client} does everything over ${name}`, lets(client), async (world) => {
       const [ana, ben] = [
         await world.person("ana", { client, transports }), await world.person("ben"),
       ];

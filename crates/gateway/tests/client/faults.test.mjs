@@ -54,7 +54,7 @@ proxied("what is not made worse arrives whole and in order, and ends as it shoul
   const data = randomBytes(5_000_000);
   const client = caller(proxy.port);
   client.socket.end(data);
-  await client.hears(data.length);
+  await client.hears(data.length, 20_000);
   assert.ok(client.heard.equals(data));
   await eventually("both have left", () => client.ended && server.links[0].ended);
   assert.deepEqual([client.ended, server.links[0].ended], ["left", "left"]);
@@ -90,7 +90,7 @@ proxied("slices come one by one", async (proxy, server) => {
   const data = randomBytes(600);
   const client = caller(proxy.port);
   client.socket.write(data);
-  await client.hears(data.length);
+  await client.hears(data.length, 20_000);
   assert.ok(client.heard.equals(data));
   // The kernel may put a few together again.
   assert.ok(server.links[0].chunks.length > 100, `${server.links[0].chunks.length} slices`);

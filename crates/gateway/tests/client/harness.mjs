@@ -7,7 +7,7 @@ import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { test } from "node:test";
+import { after, test } from "node:test";
 import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
@@ -43,6 +43,8 @@ function inNewWords(socket) {
 }
 
 export const CLIENTS = { "4.8": io48, "4.7": io47, "4.6": io46, "4.4": io44, "4.0": io40, "3.1": io31, "2.5": io25 };
+/** What a server is told for that client. */
+export const lets = (client) => (client === "2.5" ? { env: { CARILLON_SERVER__ALLOW_EIO3: "true" } } : {});
 export const SECRET = "0f8c1d4e5b6a79881726354433221100";
 /** A key with every right in the tenant of the tokens; every server here knows it. */
 export const API_KEY = "ck_stories0123456789abcdefghijklmnopqrstuvw";
@@ -201,6 +203,10 @@ export class Server {
   }
 }
 
+/** A story that fails leaves people behind who come back for ever, and its file would never end. */
+const everybody = new Set();
+if (process.env.NODE_TEST_CONTEXT) after(() => everybody.forEach((person) => person.leaves()));
+
 /** A client that remembers what it heard, so that no event is missed between two waits. */
 export class Person {
   #heard = [];
@@ -209,6 +215,7 @@ export class Person {
   constructor(socket, id) {
     this.socket = socket;
     this.id = id;
+    everybody.add(this);
     socket.onAny((name, ...args) => {
       // Durable events may carry a recovery offset as their last argument.
       const payload = typeof args.at(-1) === "string" ? args.at(-2) : args.at(-1);

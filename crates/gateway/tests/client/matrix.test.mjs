@@ -8,7 +8,7 @@ import { createInterface } from "node:readline";
 import { describe } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { CLIENTS, Person, story, token, within } from "./harness.mjs";
+import { CLIENTS, Person, lets, story, token, within } from "./harness.mjs";
 
 /** What is asked for, undefined being the default, and what the connection then goes through. */
 const TRANSPORTS = {
@@ -116,10 +116,9 @@ class PythonClient {
 
 // Each of them ends with a wait for the grace, so they wait together.
 describe("the matrix", { concurrency: 9 }, () => {
-  const OLD = { env: { CARILLON_SERVER__ALLOW_EIO3: "true" } };
   for (const client of Object.keys(CLIENTS)) {
     for (const [name, { transports, used }] of Object.entries(TRANSPORTS)) {
-      story(`client ${client} keeps the contract over ${name}`, client === "2.5" ? OLD : {}, async (world) => {
+      story(`client ${client} keeps the contract over ${name}`, lets(client), async (world) => {
         const options = { client, transports };
         const ana = await world.person("ana", options);
         if (ana.transports.length < used.length) {
