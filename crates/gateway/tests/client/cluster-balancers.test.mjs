@@ -1,6 +1,7 @@
 // nginx and HAProxy with the configurations of examples/deploy, in front of three nodes: long polling
 // without cookies, WebSockets, who asks, and nodes that come and go under traffic.
 import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import http from "node:http";
 import { test } from "node:test";
@@ -55,7 +56,7 @@ const crowd = (server, count, options, from = 0) =>
 
 async function says(person) {
   const message = `${person.id} ${person.sent.length}`;
-  await persists(person, "send-message", { roomId: person.room, message, clientMsgId: message });
+  await persists(person, "send-message", { roomId: person.room, message, clientMsgId: randomUUID() });
   person.sent.push(message);
 }
 
@@ -145,7 +146,7 @@ for (const Balancer of [Nginx, Haproxy]) {
       while (!isOver) {
         if (person.socket.connected) {
           const message = `${person.id} ${person.sent.length}`;
-          const answer = await new Promise((resolve) => person.socket.timeout(15_000).emit("send-message", { roomId: person.room, message, clientMsgId: message }, (error, reply) => resolve(error ?? reply)));
+          const answer = await new Promise((resolve) => person.socket.timeout(15_000).emit("send-message", { roomId: person.room, message, clientMsgId: randomUUID() }, (error, reply) => resolve(error ?? reply)));
           if (answer.ok) person.sent.push(message);
           else if (person.socket.connected && person.lost.length === 0) refused.push(`${person.id}: ${answer.message ?? JSON.stringify(answer)}`);
         }

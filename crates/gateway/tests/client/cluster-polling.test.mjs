@@ -1,6 +1,7 @@
 // A plain round-robin balancer is enough: whichever node a request reaches, it finds its session.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { mkdtempSync, rmSync } from "node:fs";
 import http from "node:http";
 import net from "node:net";
@@ -38,7 +39,7 @@ async function says(person, count) {
   const sent = [];
   for (let index = 0; index < count; index += 1) {
     const message = `${person.id} ${index}`;
-    await persists(person, "send-message", { roomId: person.room, message, clientMsgId: message });
+    await persists(person, "send-message", { roomId: person.room, message, clientMsgId: randomUUID() });
     sent.push(message);
   }
   await eventually(`${person.id} hears all`, () => person.heard.length >= count);
@@ -336,7 +337,7 @@ test(`${clients} clients poll round robin for ${seconds} s, and nothing is lost`
       do {
         const since = Date.now();
         const message = `${person.id} ${person.sent.length}`;
-        await persists(person, "send-message", { roomId: person.room, message, clientMsgId: message });
+        await persists(person, "send-message", { roomId: person.room, message, clientMsgId: randomUUID() });
         person.sent.push(message);
         waits.push(Date.now() - since);
         await pause(Math.max(0, every - (Date.now() - since)));
