@@ -87,6 +87,8 @@ export class FaultProxy {
   #open = undefined;
   #isRefusing = false;
   #links = new Set();
+  /** Either side of every link, also of those that have parted on one side only. */
+  #sockets = new Set();
 
   static async before(target) {
     const proxy = new FaultProxy();
@@ -109,6 +111,7 @@ export class FaultProxy {
 
   async #connects(near) {
     this.accepted += 1;
+    this.#remembers(near);
     near.on("error", () => {});
     if (this.#isRefusing) return near.resetAndDestroy();
     // The other side is not reached through a hole.
@@ -119,11 +122,17 @@ export class FaultProxy {
     if (near.destroyed) return undefined;
     const far = net.connect({ port: this.target, host: "127.0.0.1", allowHalfOpen: true, noDelay: true });
     link.far = far;
+    this.#remembers(far);
     far.on("error", () => {});
     far.on("close", () => this.#parts(link, far, near));
     new Pipe(this, near, far);
     new Pipe(this, far, near);
     return undefined;
+  }
+
+  #remembers(socket) {
+    this.#sockets.add(socket);
+    socket.on("close", () => this.#sockets.delete(socket));
   }
 
   /** A side that has gone takes the other one along, once that can be heard. */
@@ -173,6 +182,7 @@ export class FaultProxy {
   dispose() {
     this.fill();
     this.reset();
+    for (const socket of this.#sockets) socket.destroy();
     this.server.close();
   }
 }
