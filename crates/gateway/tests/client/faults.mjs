@@ -20,6 +20,9 @@ class Pipe {
   #waiting = [];
   #bytes = 0;
   #isMoving = false;
+  #ends;
+  /** All that came has been passed on, and that nothing more comes; or it cannot be any more. */
+  ended = new Promise((resolve) => { this.#ends = resolve; });
 
   constructor(proxy, from, to) {
     Object.assign(this, { proxy, from, to });
@@ -42,10 +45,13 @@ class Pipe {
       const early = due - Date.now();
       if (early > 0) await pause(early);
       await this.proxy.opened;
-      if (this.to.destroyed) break;
+      if (this.to.destroyed) return this.#ends();
       this.#waiting.shift();
-      if (what === END) this.to.end();
-      else await this.#writes(what);
+      if (what !== END) await this.#writes(what);
+      else {
+        this.to.end();
+        this.#ends();
+      }
     }
     this.#isMoving = false;
   }
@@ -121,18 +127,18 @@ export class FaultProxy {
     near.on("error", () => {});
     if (this.#isRefusing) return cuts(near);
     // The other side is not reached through a hole.
-    const link = { near, far: undefined };
+    const link = { near };
     this.#links.add(link);
-    near.on("close", () => this.#parts(link, near, link.far));
+    near.on("close", () => this.#parts(link, near, link.out, link.far));
     await this.opened;
     if (near.destroyed) return undefined;
     const far = net.connect({ port: this.target, host: "127.0.0.1", allowHalfOpen: true, noDelay: true });
     link.far = far;
     this.#remembers(far);
     far.on("error", () => {});
-    far.on("close", () => this.#parts(link, far, near));
-    new Pipe(this, near, far);
-    new Pipe(this, far, near);
+    link.out = new Pipe(this, near, far);
+    link.back = new Pipe(this, far, near);
+    far.on("close", () => this.#parts(link, far, link.back, near));
     return undefined;
   }
 
@@ -142,14 +148,15 @@ export class FaultProxy {
   }
 
   /** A side that has gone takes the other one along, once that can be heard. */
-  async #parts(link, gone, other) {
+  async #parts(link, gone, pipe, other) {
     await this.opened;
     if (this.latencyMs) await pause(this.latencyMs);
     this.#links.delete(link);
     if (!other || other.destroyed) return;
     // Without an orderly end, it was cut.
-    if (gone.readableEnded) other.destroySoon();
-    else cuts(other);
+    if (!gone.readableEnded) return cuts(other);
+    await pipe.ended;
+    other.destroySoon();
   }
 
   hole() {
