@@ -12,8 +12,8 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    chat::returning,
-    contract::{Event, EventRow, Everywhere, Scope, ToCaller, event},
+    chat::returning::{self, Change, Noted},
+    contract::{Event, EventRow, Everywhere, ToCaller, event},
     dispatch::App,
     ids::{ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
     refusal::Refusal,
@@ -107,8 +107,8 @@ pub struct Session {
     pub since: Offset,
     /// When it was lost; `None` while it is there, for all that is known.
     pub lost_at: Option<Timestamp>,
-    /// The chat rooms it was in, and up to where each was shown when it joined.
-    pub rooms: Vec<(RoomId, Offset)>,
+    /// The tenant's newest durable event when the session was looked at.
+    pub head: Offset,
 }
 
 /// A session to go on with.
@@ -117,6 +117,7 @@ pub struct Recovered {
     pub connection: ConnectionId,
     /// Everything durable after this is to be sent.
     pub after: Offset,
+    /// The chat rooms it was in and belongs to, and up to where each was shown when it joined.
     pub rooms: Vec<(RoomId, Offset)>,
 }
 
@@ -138,16 +139,19 @@ pub async fn find(
     if session.lost_at.is_some_and(|lost| lost.after(window) < app.clock.now()) {
         return Ok(Err(Reason::TooOld));
     }
-    let after = after(&session, claim);
-    let head = reads.head(tenant).await?;
+    let (after, head) = (after(&session, claim), session.head);
     if after > head {
         // The counter has gone back, or the offset is made up.
         return Ok(Err(Reason::Unknown));
     }
-    let next = reads.published_after(tenant, after, 1).await?;
-    let is_kept = after == head || next.first().is_some_and(|next| next.offset.0 == after.0 + 1);
-    if head.0 - after.0 > MAX_MISSED || !is_kept {
+    if head.0 - after.0 > MAX_MISSED {
         return Ok(Err(Reason::TooMuch));
+    }
+    if after < head {
+        let next = reads.published_after(tenant, after, 1).await?;
+        if next.first().is_none_or(|next| next.offset.0 != after.0 + 1) {
+            return Ok(Err(Reason::TooMuch));
+        }
     }
     Ok(Ok(session))
 }
@@ -165,21 +169,14 @@ pub async fn take(
 ) -> Result<Option<Recovered>, Refusal> {
     // The loss of the older socket, if it was here.
     returning::write(app).await?;
-    let after = after(&session, claim);
-    let Session { tenant, user, connection, rooms, generation, .. } = session;
-    let mut tx = app.store.begin(&tenant, Scope::Rows).await?;
-    let node = app.returning.node();
-    if !tx.take_session(&tenant, &claim.pid, generation, &connection, node).await? {
+    if !app.store.take_session(&session, &claim.pid, app.returning.node()).await? {
         return Ok(None);
     }
-    let mut kept = Vec::with_capacity(rooms.len());
-    for (room, shown) in rooms {
-        if tx.is_member(&tenant, &room, &user).await? {
-            kept.push((room, shown));
-        }
-    }
-    tx.commit().await?;
-    Ok(Some(Recovered { connection, after, rooms: kept }))
+    let rooms = app.store.read().await?.session_rooms(&session).await?;
+    let after = after(&session, claim);
+    let Session { tenant, connection, .. } = session;
+    app.returning.add(Noted { tenant, connection: connection.clone(), change: Change::WentOn });
+    Ok(Some(Recovered { connection, after, rooms }))
 }
 
 #[cfg(test)]

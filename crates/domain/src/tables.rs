@@ -20,6 +20,7 @@ use crate::{
     leaderboard,
     ports::{Admission, Clock, Credentials, Ids, Reads, Store, Tx},
     presence::Presence,
+    recovery::Session,
 };
 
 /// A database that is away.
@@ -33,6 +34,9 @@ impl Store for Away {
         Err(Refusal::Unavailable(None))
     }
     async fn stay(&self, _: &str) -> Result<(), Refusal> {
+        Err(Refusal::Unavailable(None))
+    }
+    async fn take_session(&self, _: &Session, _: &str, _: &str) -> Result<bool, Refusal> {
         Err(Refusal::Unavailable(None))
     }
     async fn forget_published(&self, _: Timestamp, _: u32) -> Result<u64, Refusal> {

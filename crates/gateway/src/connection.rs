@@ -258,7 +258,7 @@ impl Connection {
     }
 
     /// Whether there is no WebSocket under it (yet).
-    fn is_polling(&self) -> bool {
+    pub fn is_polling(&self) -> bool {
         self.polling.is_some() && self.streams.load(Ordering::Acquire) == 0
     }
 

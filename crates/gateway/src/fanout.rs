@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -31,13 +31,12 @@ use crate::{
     connection::{Closing, Connections},
     expiry::{Due, Expiries},
     metrics::Metrics,
+    progress::{Memory, Progress},
     socketio::{Adapter, NodeHub, Seat},
 };
 
 pub type Room = Cow<'static, str>;
 
-/// Durable events kept in memory for those who join just now.
-const RECENT: usize = 256;
 /// In a larger room, who comes and goes is told to the others as the latest of each kind, not one
 /// by one: two thousand who come in together would be told four million times.
 const CROWD: usize = 200;
@@ -91,6 +90,8 @@ pub struct Fanout {
     connections: Arc<Connections>,
     metrics: Arc<Metrics>,
     lanes: Mutex<HashMap<TenantId, Arc<Lane>>>,
+    /// What the lanes keep of what they have delivered.
+    memory: Memory,
     /// The latest event of each kind that waits to be told to a large room.
     crowds: Mutex<HashMap<(TenantId, RoomId, &'static str), Emit>>,
     /// Rung when an event came early: something is missing.
@@ -101,38 +102,14 @@ pub struct Fanout {
     pub expiries: Expiries,
 }
 
-/// What this node has delivered of one tenant.
+/// Everything durable of one tenant passes it.
 struct Lane {
     state: Mutex<Progress>,
-}
-
-struct Progress {
-    delivered: Offset,
-    early: BTreeMap<Offset, Emit>,
-    /// The newest delivered, gapless up to `delivered`.
-    recent: VecDeque<Emit>,
-}
-
-impl From<Offset> for Progress {
-    fn from(delivered: Offset) -> Self {
-        let (early, recent) = (BTreeMap::new(), VecDeque::new());
-        Self { delivered, early, recent }
-    }
 }
 
 impl Lane {
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Progress {
-    /// The events after an offset; `None` when it is ahead of this node, or when memory does
-    /// not reach back that far.
-    fn since(&self, after: Offset) -> Option<impl Iterator<Item = &Emit>> {
-        let missing = usize::try_from(self.delivered.0 - after.0).ok()?;
-        let skipped = self.recent.len().checked_sub(missing)?;
-        Some(self.recent.iter().skip(skipped))
     }
 }
 
@@ -146,9 +123,22 @@ impl Fanout {
         expiries: Expiries,
         peers: Option<Arc<Peers>>,
     ) -> Self {
-        let (lanes, crowds) = (Mutex::default(), Mutex::default());
+        let (lanes, memory, crowds) = (Mutex::default(), Memory::default(), Mutex::default());
         let (hole, boards) = (Notify::new(), Boards::default());
-        Self { peers, hub, io, domain, connections, metrics, lanes, crowds, hole, boards, expiries }
+        Self {
+            peers,
+            hub,
+            io,
+            domain,
+            connections,
+            metrics,
+            lanes,
+            memory,
+            crowds,
+            hole,
+            boards,
+            expiries,
+        }
     }
 
     /// Delivers what a command of this socket has done.
@@ -240,13 +230,15 @@ impl Fanout {
         }
     }
 
-    /// The socket of that public id ends, in favour of another one.
-    pub fn supersede(&self, tenant: &TenantId, user: &UserId, id: &ConnectionId) {
-        for seat in self.seats_of(tenant, user).iter().filter(|seat| seat.caller.connection == *id)
-        {
+    /// The socket of that public id ends, in favour of another one. Whether it is of this node.
+    pub fn supersede(&self, tenant: &TenantId, user: &UserId, id: &ConnectionId) -> bool {
+        let seats = self.seats_of(tenant, user);
+        let seat = seats.iter().find(|seat| seat.caller.connection == *id);
+        if let Some(seat) = seat {
             seat.supersede();
             self.cut(seat);
         }
+        seat.is_some()
     }
 
     /// Those who were taken for gone are shown to those around them on this node.
@@ -358,7 +350,7 @@ impl Fanout {
         let known: Vec<(TenantId, Arc<Lane>, Offset)> = {
             let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
             let with_progress = |(tenant, lane): (&TenantId, &Arc<Lane>)| {
-                (tenant.clone(), lane.clone(), lane.lock().delivered)
+                (tenant.clone(), lane.clone(), lane.lock().delivered())
             };
             lanes.iter().map(with_progress).collect()
         };
@@ -374,7 +366,7 @@ impl Fanout {
                 // What was delivered had been committed before the counter was read: the database
                 // was restored, or failed over to a copy that lagged. This node begins anew.
                 tracing::error!(tenant.id = %tenant, "the counter of {tenant} has gone back");
-                *lane.lock() = Progress::from(head);
+                lane.lock().reset(head);
                 self.close_all(&tenant);
             } else if let Err(refusal) = self.catch_up(&tenant, &lane, head).await {
                 // One tenant that cannot be read does not stop the others.
@@ -399,10 +391,22 @@ impl Fanout {
         }
         let delivered = self.domain.store.read().await?.head(tenant).await?;
         self.boards.begin(&self.domain, tenant).await?;
-        let progress = Progress::from(delivered);
+        let progress = Progress::new(delivered, self.memory.clone());
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.entry(tenant.clone()).or_insert_with(|| Arc::new(Lane { state: progress.into() }));
         Ok(())
+    }
+
+    /// Lets go of what nobody goes on with any more; called every second.
+    pub fn forget(&self) {
+        let age = self.domain.recovery.window.unwrap_or_default();
+        let lanes: Vec<_> = {
+            let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+            lanes.values().cloned().collect()
+        };
+        for lane in lanes {
+            lane.lock().forget(age);
+        }
     }
 
     fn lane(&self, tenant: &TenantId) -> Option<Arc<Lane>> {
@@ -441,7 +445,7 @@ impl Fanout {
     /// recover.
     pub fn position(&self, tenant: &TenantId) -> Option<Offset> {
         self.domain.recovery.window?;
-        Some(self.lane(tenant)?.lock().delivered)
+        Some(self.lane(tenant)?.lock().delivered())
     }
 
     /// Sends what has no place in the order, here and elsewhere.
@@ -501,21 +505,11 @@ impl Fanout {
     /// Delivers a durable event, or keeps it until those before it are there.
     fn offer(&self, tenant: &TenantId, lane: &Lane, offset: Offset, emit: Emit) {
         let mut progress = lane.lock();
-        if offset <= progress.delivered {
-            return;
+        progress.offer(offset, emit);
+        while let Some(emit) = progress.advance() {
+            self.send(tenant, None, emit);
         }
-        progress.early.insert(offset, emit);
-        let mut next = Offset(progress.delivered.0 + 1);
-        while let Some(emit) = progress.early.remove(&next) {
-            self.send(tenant, None, &emit);
-            progress.delivered = next;
-            next.0 += 1;
-            progress.recent.push_back(emit);
-            if progress.recent.len() > RECENT {
-                progress.recent.pop_front();
-            }
-        }
-        if !progress.early.is_empty() {
+        if progress.has_hole() {
             self.hole.notify_one();
         }
     }
@@ -523,7 +517,7 @@ impl Fanout {
     /// Delivers from the outbox until this node has everything up to `head`.
     async fn catch_up(&self, tenant: &TenantId, lane: &Lane, head: Offset) -> Result<(), Refusal> {
         loop {
-            let from = lane.lock().delivered;
+            let from = lane.lock().delivered();
             if from >= head {
                 return Ok(());
             }
@@ -536,7 +530,7 @@ impl Fanout {
             for published in missed {
                 self.offer(tenant, lane, published.offset, published.emit);
             }
-            if lane.lock().delivered == from {
+            if lane.lock().delivered() == from {
                 return Err(Refusal::internal(format!("the outbox of {tenant} has a hole")));
             }
         }
@@ -549,7 +543,7 @@ impl Fanout {
         let lane = self.lane(tenant).filter(|_| seat.caller.joined.contains(room))?;
         let progress = lane.lock();
         seat.socket.upgrade()?.leave(chat_room(tenant, room));
-        Some(progress.delivered)
+        Some(progress.delivered())
     }
 
     /// Subscribes the socket and sends what was committed between its snapshot and now. Nothing
@@ -607,7 +601,7 @@ impl Fanout {
                     let_in(&backlog.iter().chain(rest).collect::<Vec<_>>());
                     return;
                 }
-                progress.delivered
+                progress.delivered()
             };
             let prepared = if delivered < known {
                 self.catch_up(tenant, &lane, known).await

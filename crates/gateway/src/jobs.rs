@@ -214,6 +214,7 @@ async fn sweep(gateway: &Gateway) {
     loop {
         ticks.tick().await;
         gateway.connections.sweep();
+        gateway.fanout.forget();
         let (users, sockets) = gateway.domain.presence.counts();
         gateway.metrics.present(gateway.connections.count(), sockets, users);
         gateway.metrics.unauthenticated(gateway.connections.unauthenticated());

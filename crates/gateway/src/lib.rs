@@ -24,6 +24,7 @@ mod jobs;
 mod limits;
 mod log;
 pub mod metrics;
+mod progress;
 mod proxy;
 mod shutdown;
 pub mod socketio;

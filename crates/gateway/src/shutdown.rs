@@ -14,7 +14,9 @@ use crate::{connection::Closing, gateway::Gateway};
 
 /// Between two waves of closing; a balancer and a database see a slope, not a wall.
 const WAVE: Duration = Duration::from_millis(50);
-const WAVES: usize = 20;
+/// Closed in one wave, 200 a second, unless that took more than half of what a drain may take: those
+/// who take them up have so many more to let in for it, each within a fraction of a second.
+const AT_ONCE: usize = 10;
 
 /// Waits for SIGTERM or SIGINT.
 pub async fn signal() -> std::io::Result<()> {
@@ -35,8 +37,11 @@ pub async fn drain(gateway: &Gateway, stop: &CancellationToken, at_most: Duratio
     if session::note_seen(&gateway.domain, Duration::ZERO).await.is_err() {
         tracing::warn!("who is here could not be noted; expired tokens will not be taken back");
     }
-    let connections = gateway.connections.all();
-    let wave = connections.len().div_ceil(WAVES).max(1);
+    let mut connections = gateway.connections.all();
+    // What polls needs a listener that is there; a WebSocket can wait.
+    connections.sort_by_key(|connection| !connection.is_polling());
+    let waves = usize::try_from((at_most / 2).as_millis() / WAVE.as_millis()).unwrap_or(1).max(1);
+    let wave = connections.len().div_ceil(waves).max(AT_ONCE);
     for (index, some) in connections.chunks(wave).enumerate() {
         if index > 0 {
             sleep(WAVE).await;

@@ -16,7 +16,7 @@ use carillon_domain::{
     contract::{ALL_PATHS, Event as _},
     dispatch::{Grant, Joined},
     identity::{Account, Issue, UserStatus},
-    recovery::{self, Claim, Recovered, Resync},
+    recovery::{self, Claim, Recovered, Resync, Session},
     session::{self, Ending},
 };
 use carillon_redis_adapter::{Hub, NodeAdapter};
@@ -432,6 +432,9 @@ async fn connect(
     Ok(())
 }
 
+/// Whose session it is, and in what namespace.
+type Key<'a> = (&'a TenantId, &'a UserId, &'a str);
+
 /// What a socket is called, and what it goes on from.
 struct Kept {
     connection: ConnectionId,
@@ -443,7 +446,7 @@ struct Kept {
 /// Goes on with the session of the private id that a client shows, if that can be done.
 async fn recover(
     gateway: &Gateway,
-    key @ (tenant, user, _): (&TenantId, &UserId, &str),
+    key: Key<'_>,
     auth: Option<&serde_json::Value>,
 ) -> Result<Kept, Refusal> {
     let domain = &gateway.domain;
@@ -463,7 +466,7 @@ async fn recover(
         Ok(session) => session,
         Err(reason) => return Ok(anew(Some(reason))),
     };
-    end_older(gateway, tenant, user, &session.connection).await;
+    end_older(gateway, key, &session).await;
     let recovered = recovery::take(domain, session, &claim).await?;
     Ok(recovered.map_or_else(
         || anew(Some(recovery::Reason::Unknown)),
@@ -476,18 +479,23 @@ async fn recover(
 }
 
 /// The older socket of that id is closed first, wherever it is.
-async fn end_older(gateway: &Gateway, tenant: &TenantId, user: &UserId, id: &ConnectionId) {
-    let presence = &gateway.domain.presence;
+async fn end_older(gateway: &Gateway, (tenant, user, _): Key<'_>, session: &Session) {
+    let (presence, id) = (&gateway.domain.presence, &session.connection);
     if !presence.is_connection(id.as_str()) {
         return;
     }
-    gateway.fanout.supersede(tenant, user, id);
+    let is_here = gateway.fanout.supersede(tenant, user, id);
     if let Some(peers) = &gateway.peers {
         peers.talk.say(What::Supersede(tenant.clone(), user.clone(), id.clone()));
     }
-    let until = Instant::now() + SUPERSEDED;
+    // Its node was killed: there is nobody to end it, and the others forget it in a while.
+    if session.lost_at.is_some() && !is_here {
+        return;
+    }
+    let (until, mut pause) = (Instant::now() + SUPERSEDED, SUPERSEDED / 200);
     while presence.is_connection(id.as_str()) && Instant::now() < until {
-        tokio::time::sleep(SUPERSEDED / 100).await;
+        tokio::time::sleep(pause).await;
+        pause *= 2;
     }
 }
 

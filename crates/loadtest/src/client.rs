@@ -139,11 +139,17 @@ pub struct Client {
 impl Client {
     pub async fn connect(target: &Target, token: &str, buffers: Buffers) -> anyhow::Result<Self> {
         let mut client = Self::open(target, buffers).await?;
-        client.send(format!("40{}", serde_json::json!({ "token": token })))?;
+        client.enter(&serde_json::json!({ "token": token })).await?;
+        Ok(client)
+    }
+
+    /// Asks to be let in by what it shows; the reply as it came.
+    pub async fn enter(&mut self, shown: &serde_json::Value) -> anyhow::Result<Utf8Bytes> {
+        self.send(format!("40{shown}"))?;
         loop {
-            let frame = client.next().await?;
+            let frame = self.next().await?;
             match Frame::parse(&frame) {
-                Frame::Connected => return Ok(client),
+                Frame::Connected => return Ok(frame),
                 Frame::Denied(reason) => bail!("the server refused to connect: {reason}"),
                 _ => {}
             }

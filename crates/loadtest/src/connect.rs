@@ -11,7 +11,8 @@ use anyhow::{Context as _, ensure};
 use carillon_domain::{RoomId, chat::join_room::JoinRoom};
 use clap::Args;
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::{
     task::JoinSet,
     time::{sleep_until, timeout},
@@ -45,6 +46,9 @@ pub struct Connecting {
     /// Each enters a room of its own before it goes.
     #[arg(long)]
     join: bool,
+    /// Whoever has been there goes on as the same socket, in the room it was in.
+    #[arg(long)]
+    recover: bool,
 }
 
 /// What came of it.
@@ -58,6 +62,8 @@ pub struct Report {
     pub connect: Latency,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join: Option<Latency>,
+    /// Those that went on as the same socket.
+    pub recovered: u64,
     /// By reason.
     pub failed: BTreeMap<String, u64>,
 }
@@ -69,6 +75,9 @@ impl fmt::Display for Report {
         if let Some(join) = &self.join {
             writeln!(f, "join-room        {join}")?;
         }
+        if self.recovered > 0 {
+            writeln!(f, "went on          {}", self.recovered)?;
+        }
         self.failed
             .iter()
             .try_for_each(|(reason, n)| writeln!(f, "failed           {n} × {reason}"))
@@ -78,16 +87,37 @@ impl fmt::Display for Report {
 /// What all connections share.
 struct Storm {
     target: Target,
-    /// By user.
-    tokens: Vec<(RoomId, String)>,
+    users: Vec<User>,
     joins: bool,
+    recovers: bool,
     measured: Instant,
     end: Instant,
     tally: Mutex<Tally>,
 }
 
+struct User {
+    room: RoomId,
+    token: String,
+    /// What it was told when it came last: `{"sid":…,"pid":…}`.
+    session: Mutex<Option<Session>>,
+}
+
+/// Of a CONNECT reply.
+#[derive(Clone, Deserialize)]
+struct Session {
+    sid: String,
+    pid: Option<String>,
+}
+
+impl User {
+    fn session(&self) -> MutexGuard<'_, Option<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 struct Tally {
     connected: u64,
+    recovered: u64,
     connect: Histogram<u64>,
     join: Histogram<u64>,
     failed: BTreeMap<String, u64>,
@@ -115,13 +145,25 @@ impl Storm {
     }
 
     async fn come_and_go(&self, n: usize, intended: Instant) -> anyhow::Result<()> {
-        let (room, token) = &self.tokens[n % self.tokens.len()];
-        let mut client = Client::connect(&self.target, token, Buffers::IDLE).await?;
+        let user = &self.users[n % self.users.len()];
+        let mut client = Client::open(&self.target, Buffers::IDLE).await?;
+        let before = user.session().take();
+        let pid = before.as_ref().and_then(|session| session.pid.as_ref());
+        let reply = client.enter(&json!({ "token": user.token, "pid": pid })).await?;
         self.record(intended, |tally| &mut tally.connect);
         self.tally().connected += 1;
+        if self.recovers {
+            let session: Session = serde_json::from_str(&reply[2..]).context("40")?;
+            let is_same = before.is_some_and(|before| before.sid == session.sid);
+            *user.session() = Some(session);
+            if is_same {
+                self.tally().recovered += 1;
+                return Ok(());
+            }
+        }
         if self.joins {
             let began = Instant::now();
-            let refusal = ask(&mut client, &JoinRoom { room_id: room.clone() }).await?;
+            let refusal = ask(&mut client, &JoinRoom { room_id: user.room.clone() }).await?;
             ensure!(refusal.is_none(), "join-room: {}", refusal.unwrap_or_default());
             self.record(began, |tally| &mut tally.join);
         }
@@ -134,20 +176,30 @@ impl Setup {
         ensure!(connecting.users > 0, "--users 0 would leave nobody to connect");
         ensure!(connecting.concurrent > 0, "--concurrent 0 would connect nobody");
         ensure!(connecting.rate.is_none_or(|rate| rate > 0.0), "--rate is connections a second");
-        let tokens = Self::names(connecting.users)
-            .map(|name| Ok((RoomId::new(format!("desk-{name}"))?, token(&self.secret, &name)?)))
-            .collect::<anyhow::Result<_>>()?;
+        ensure!(
+            !connecting.recover || connecting.concurrent <= connecting.users,
+            "--recover: nobody is two at a time, so --users are more than --concurrent"
+        );
+        let user = |name: String| {
+            Ok(User {
+                room: RoomId::new(format!("desk-{name}"))?,
+                token: token(&self.secret, &name)?,
+                session: Mutex::default(),
+            })
+        };
+        let users = Self::names(connecting.users).map(user).collect::<anyhow::Result<_>>()?;
         let start = Instant::now();
         let (measured, end) = self.span(start);
         let tally = Tally {
             connected: 0,
+            recovered: 0,
             connect: histogram()?,
             join: histogram()?,
             failed: BTreeMap::new(),
         };
         let target = self.target.clone();
-        let (joins, tally) = (connecting.join, Mutex::new(tally));
-        let storm = Arc::new(Storm { target, tokens, joins, measured, end, tally });
+        let (joins, recovers, tally) = (connecting.join, connecting.recover, Mutex::new(tally));
+        let storm = Arc::new(Storm { target, users, joins, recovers, measured, end, tally });
         let blowing = async {
             match connecting.rate {
                 Some(rate) => at_rate(&storm, start, rate).await,
@@ -161,6 +213,7 @@ impl Setup {
             measured,
             connect: Latency::of(&tally.connect),
             join: joins.then(|| Latency::of(&tally.join)),
+            recovered: tally.recovered,
             failed: tally.failed.clone(),
         })
     }

@@ -33,25 +33,40 @@ static COME: Rows = Rows::new(
     " ON CONFLICT DO NOTHING",
 );
 const CLOSE: &str = "DELETE FROM recovery_sessions WHERE tenant_id = $1 AND connection_id = $2";
-const LOSE_SESSION: &str = "UPDATE recovery_sessions SET lost_at = $3
-    WHERE tenant_id = $1 AND connection_id = $2 AND lost_at IS NULL AND node_id = $4";
+static LOSE_SESSIONS: Rows = Rows::list(
+    "UPDATE recovery_sessions SET lost_at = $3
+     WHERE tenant_id = $2 AND lost_at IS NULL AND node_id = $1 AND connection_id IN (",
+    3,
+    ")",
+);
 const SESSION: &str =
-    "SELECT tenant_id, user_id, namespace, connection_id, generation, since, lost_at
+    "SELECT tenant_id, user_id, namespace, connection_id, generation, since, lost_at,
+        COALESCE((SELECT head FROM lanes WHERE lanes.tenant_id = recovery_sessions.tenant_id), 0)
     FROM recovery_sessions WHERE pid = $1";
-const SESSION_ROOMS: &str = "SELECT room_id, shown_offset FROM joined_rooms
-    WHERE tenant_id = $1 AND connection_id = $2 AND namespace = $3 AND user_id = $4
-    ORDER BY joined_at, room_id";
+const SESSION_ROOMS: &str = "SELECT j.room_id, j.shown_offset FROM joined_rooms j
+    JOIN chat_members m
+      ON m.tenant_id = j.tenant_id AND m.room_id = j.room_id AND m.user_id = j.user_id
+    WHERE j.tenant_id = $1 AND j.connection_id = $2 AND j.namespace = $3 AND j.user_id = $4
+    ORDER BY j.joined_at, j.room_id";
 const TAKE: &str = "UPDATE recovery_sessions
     SET generation = generation + 1, node_id = $3, lost_at = NULL
     WHERE pid = $1 AND generation = $2";
-const TAKE_ROOMS: &str = "UPDATE joined_rooms SET node_id = $3, lost_at = NULL, returned_at = NULL
-    WHERE tenant_id = $1 AND connection_id = $2";
+static GO_ON: Rows = Rows::list(
+    "UPDATE joined_rooms SET node_id = $1, lost_at = NULL, returned_at = NULL
+     WHERE tenant_id = $2 AND connection_id IN (",
+    2,
+    ")",
+);
 const FORGET_SESSIONS: &str = "DELETE FROM recovery_sessions WHERE pid IN
     (SELECT pid FROM recovery_sessions WHERE lost_at < $1 ORDER BY lost_at LIMIT $2)";
 const LEAVE: &str = "DELETE FROM joined_rooms
     WHERE tenant_id = $1 AND connection_id = $2 AND room_id = $3";
-const LOSE: &str = "UPDATE joined_rooms SET lost_at = $3
-    WHERE tenant_id = $1 AND connection_id = $2 AND lost_at IS NULL AND node_id = $4";
+static LOSE: Rows = Rows::list(
+    "UPDATE joined_rooms SET lost_at = $3
+     WHERE tenant_id = $2 AND lost_at IS NULL AND node_id = $1 AND connection_id IN (",
+    3,
+    ")",
+);
 const GO: &str = "DELETE FROM joined_rooms WHERE tenant_id = $1
     AND (connection_id = $2 OR user_id = $3 AND lost_at IS NOT NULL)";
 /// What of earlier runs is lost, in `joined_rooms` or `recovery_sessions`.
@@ -147,21 +162,15 @@ impl ReturnReads for SqlTx {
     }
 
     async fn session(&mut self, pid: &str) -> Result<Option<Session>, Refusal> {
-        type Row = (String, String, String, String, i64, i64, Option<Time>);
+        type Row = (String, String, String, String, i64, i64, Option<Time>, i64);
         let row: Option<Row> = on!(self.conn().await?, c => sqlx::query_as(SESSION)
             .bind(pid).fetch_optional(c).await)
         .map_err(refusal)?;
-        let Some((tenant, user, namespace, connection, generation, since, lost_at)) = row else {
+        let Some((tenant, user, namespace, connection, generation, since, lost_at, head)) = row
+        else {
             return Ok(None);
         };
-        let rooms: Vec<(String, i64)> = on!(self.conn().await?, c => sqlx::query_as(SESSION_ROOMS)
-            .bind(&tenant).bind(&connection).bind(&namespace).bind(&user).fetch_all(c).await)
-        .map_err(refusal)?;
-        let rooms = rooms.into_iter().map(|(room, shown)| {
-            Ok((RoomId::new(room).map_err(Refusal::internal)?, Offset(shown)))
-        });
         Ok(Some(Session {
-            rooms: rooms.collect::<Result<_, Refusal>>()?,
             tenant: TenantId::new(tenant).map_err(Refusal::internal)?,
             user: UserId::new(user).map_err(Refusal::internal)?,
             namespace,
@@ -169,7 +178,18 @@ impl ReturnReads for SqlTx {
             generation,
             since: Offset(since),
             lost_at: lost_at.map(|Time(at)| at),
+            head: Offset(head),
         }))
+    }
+
+    async fn session_rooms(&mut self, of: &Session) -> Result<Vec<(RoomId, Offset)>, Refusal> {
+        let rooms: Vec<(String, i64)> = on!(self.conn().await?, c => sqlx::query_as(SESSION_ROOMS)
+            .bind(of.tenant.as_str()).bind(of.connection.as_str())
+            .bind(&of.namespace).bind(of.user.as_str()).fetch_all(c).await)
+        .map_err(refusal)?;
+        let room =
+            |(room, shown)| Ok((RoomId::new(room).map_err(Refusal::internal)?, Offset(shown)));
+        rooms.into_iter().map(room).collect()
     }
 }
 
@@ -182,9 +202,14 @@ impl ReturnWrites for SqlTx {
             match run[0].change {
                 Change::Came { .. } => self.note_come(node, run).await?,
                 Change::Joined { .. } => self.note_joined(node, run).await?,
-                _ => {
+                Change::WentOn => self.note_many(&GO_ON, node, None, run).await?,
+                Change::Lost(_) => {
+                    self.note_many(&LOSE, node, newest_loss(run), run).await?;
+                    self.note_many(&LOSE_SESSIONS, node, newest_loss(run), run).await?;
+                }
+                Change::Left(_) | Change::Closed | Change::Gone(_) => {
                     for noted in run {
-                        self.note_one(node, noted).await?;
+                        self.note_one(noted).await?;
                     }
                 }
             }
@@ -201,27 +226,6 @@ impl ReturnWrites for SqlTx {
             .map_err(refusal)?;
         }
         Ok(())
-    }
-
-    async fn take_session(
-        &mut self,
-        tenant: &TenantId,
-        pid: &str,
-        generation: i64,
-        connection: &ConnectionId,
-        node: &str,
-    ) -> Result<bool, Refusal> {
-        let taken = on!(self.conn().await?, c => sqlx::query(TAKE)
-            .bind(pid).bind(generation).bind(node).execute(c).await.map(|done| done.rows_affected()))
-        .map_err(refusal)?;
-        if taken == 0 {
-            return Ok(false);
-        }
-        on!(self.conn().await?, c => sqlx::query(TAKE_ROOMS)
-            .bind(tenant.as_str()).bind(connection.as_str()).bind(node)
-            .execute(c).await.map(|_| ()))
-        .map_err(refusal)?;
-        Ok(true)
     }
 
     async fn note_return(
@@ -250,15 +254,63 @@ impl ReturnWrites for SqlTx {
     }
 }
 
+/// They are noted ten times a second: one time will do for all that are noted together.
+fn newest_loss(run: &[Noted]) -> Option<Timestamp> {
+    let lost_at = |noted: &Noted| match noted.change {
+        Change::Lost(at) => Some(at),
+        _ => None,
+    };
+    run.iter().filter_map(lost_at).max()
+}
+
 impl SqlTx {
-    async fn note_one(&mut self, node: &str, noted: &Noted) -> Result<(), Refusal> {
+    /// A compare-and-set of the session's generation.
+    pub(crate) async fn take_session(
+        &mut self,
+        pid: &str,
+        generation: i64,
+        node: &str,
+    ) -> Result<bool, Refusal> {
+        let taken = on!(self.conn().await?, c => sqlx::query(TAKE)
+            .bind(pid).bind(generation).bind(node).execute(c).await.map(|done| done.rows_affected()))
+        .map_err(refusal)?;
+        Ok(taken > 0)
+    }
+
+    /// Writes of many sockets what is of one kind, by `(node, tenant, at)` and their connections.
+    async fn note_many(
+        &mut self,
+        rows: &'static Rows,
+        node: &str,
+        at: Option<Timestamp>,
+        run: &[Noted],
+    ) -> Result<(), Refusal> {
+        for of_tenant in run.chunk_by(|one, next| one.tenant == next.tenant) {
+            for (statement, part) in rows.parts(self.kind(), of_tenant) {
+                on!(self.conn().await?, c => {
+                    let mut query = sqlx::query(statement).bind(node).bind(part[0].tenant.as_str());
+                    if let Some(at) = at {
+                        query = query.bind(Time(at));
+                    }
+                    for noted in part {
+                        query = query.bind(noted.connection.as_str());
+                    }
+                    query.execute(c).await.map(|_| ())
+                })
+                .map_err(refusal)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn note_one(&mut self, noted: &Noted) -> Result<(), Refusal> {
         let Noted { tenant, connection, change } = noted;
         let statements: &[&'static str] = match change {
             Change::Left(_) => &[LEAVE],
-            Change::Lost(_) => &[LOSE, LOSE_SESSION],
             Change::Gone(_) => &[GO, CLOSE],
             Change::Closed => &[CLOSE],
-            Change::Came { .. } | Change::Joined { .. } => &[],
+            // Of those there are many at a time.
+            Change::Came { .. } | Change::Joined { .. } | Change::WentOn | Change::Lost(_) => &[],
         };
         for statement in statements {
             on!(self.conn().await?, c => {
@@ -266,7 +318,6 @@ impl SqlTx {
                     sqlx::query(*statement).bind(tenant.as_str()).bind(connection.as_str());
                 let query = match change {
                     Change::Left(room) => query.bind(room.as_str()),
-                    Change::Lost(at) => query.bind(Time(*at)).bind(node),
                     Change::Gone(user) if *statement == GO => query.bind(user.as_str()),
                     _ => query,
                 };

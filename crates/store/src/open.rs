@@ -14,6 +14,7 @@ use carillon_domain::{
     Refusal, TenantId, Timestamp,
     contract::Scope,
     ports::{Reads, Store, Tx},
+    recovery::Session,
 };
 use sqlx::{
     PgPool, SqlitePool,
@@ -235,6 +236,17 @@ impl Store for SqlStore {
             Backend::Sqlite { .. } => Ok(()),
             Backend::Postgres { pool, stay, .. } => stay.hold(pool, node).await,
         }
+    }
+
+    async fn take_session(&self, of: &Session, pid: &str, node: &str) -> Result<bool, Refusal> {
+        if let Backend::Postgres { .. } = self.backend {
+            // One statement is a transaction of its own.
+            return self.reader().await?.take_session(pid, of.generation, node).await;
+        }
+        let mut tx = self.transaction(&of.tenant, Scope::Rows).await?;
+        let is_taken = tx.take_session(pid, of.generation, node).await?;
+        Tx::commit(Box::new(tx)).await?;
+        Ok(is_taken)
     }
 
     async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {

@@ -49,6 +49,8 @@ pub enum Change {
         shown: Offset,
     },
     Left(RoomId),
+    /// A socket of this run of the server has gone on with it.
+    WentOn,
     /// The client has closed the socket: nobody goes on with it.
     Closed,
     /// The socket is gone without having said so.
@@ -98,10 +100,14 @@ impl Returning {
 
     /// Notes a change of the caller's socket.
     pub fn note(&self, caller: &Caller, change: Change) {
+        let (tenant, connection) = (caller.tenant.clone(), caller.connection.clone());
+        self.add(Noted { tenant, connection, change });
+    }
+
+    pub fn add(&self, noted: Noted) {
         let mut waiting = self.lock();
         if waiting.changes.len() < MAX_WAITING {
-            let (tenant, connection) = (caller.tenant.clone(), caller.connection.clone());
-            waiting.changes.push(Noted { tenant, connection, change });
+            waiting.changes.push(noted);
             waiting.noted += 1;
         }
     }

@@ -30,6 +30,7 @@ use crate::{
     dispatch::{App, Caller, Emit},
     identity::{Account, Claims, TokenRule, User},
     ids::{MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId},
+    recovery::Session,
     refusal::Refusal,
 };
 
@@ -69,6 +70,9 @@ pub trait Store: Send + Sync {
     /// This run of the server is there: others see that it is, for as long as it lives. Called
     /// before anybody is let in, and again and again.
     async fn stay(&self, node: &str) -> Result<()>;
+    /// A socket of this run of the server, `node`, goes on with a session, unless somebody has since
+    /// it was of that generation; committed when it returns.
+    async fn take_session(&self, session: &Session, pid: &str, node: &str) -> Result<bool>;
     /// Deletes the oldest outbox rows made before an instant, at most `limit`; says how many.
     async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64>;
 }

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::Result;
 use crate::{
     chat::returning::Noted,
-    ids::{ConnectionId, RoomId, TenantId, Timestamp, UserId},
+    ids::{Offset, RoomId, TenantId, Timestamp, UserId},
     recovery::Session,
 };
 
@@ -21,6 +21,9 @@ pub trait ReturnReads: Send {
     ) -> Result<Vec<RoomId>>;
     /// The session of a private id, by its digest.
     async fn session(&mut self, pid: &str) -> Result<Option<Session>>;
+    /// The chat rooms its socket was in and its user belongs to, and up to where each was shown when
+    /// it joined.
+    async fn session_rooms(&mut self, session: &Session) -> Result<Vec<(RoomId, Offset)>>;
 }
 
 #[async_trait]
@@ -38,16 +41,6 @@ pub trait ReturnWrites: Send {
         namespace: &str,
         now: Timestamp,
     ) -> Result<()>;
-    /// A socket of this run of the server goes on with a session, unless somebody has since it was
-    /// of that generation.
-    async fn take_session(
-        &mut self,
-        tenant: &TenantId,
-        pid: &str,
-        generation: i64,
-        connection: &ConnectionId,
-        node: &str,
-    ) -> Result<bool>;
     /// Deletes sessions and rooms of sockets lost before an instant, at most `limit`; says how many.
     async fn forget_rooms(&mut self, before: Timestamp, limit: u32) -> Result<u64>;
 }

@@ -236,7 +236,9 @@ impl Talk {
             }
             What::Bye => {}
             What::Cut(tenant, user) => gateway.fanout.cut_user(&tenant, &user),
-            What::Supersede(tenant, user, id) => gateway.fanout.supersede(&tenant, &user, &id),
+            What::Supersede(tenant, user, id) => {
+                gateway.fanout.supersede(&tenant, &user, &id);
+            }
             What::Expel(tenant, user, room) => gateway.fanout.expel(&tenant, &user, &room),
             What::ShowBoards(tenant) => gateway.fanout.boards.show_again(&tenant),
         }
