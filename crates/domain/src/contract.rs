@@ -258,6 +258,8 @@ pub const RATE_LIMITED: &str = "Rate limit exceeded. Please slow down.";
 /// What a command needs from the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
+    /// Reads, all of one instant; nothing is written and nobody waits for it.
+    Snapshot,
     /// Rows of its own, no durable event.
     Rows,
     /// Durable events: takes its turn in the tenant's lane.

@@ -375,7 +375,7 @@ impl<'a> Cx<'a> {
     pub async fn commit(mut self) -> Result<Vec<Effect>, Refusal> {
         self.caller.grant.check()?;
         let durable = durable(&mut self.effects);
-        if !durable.is_empty() && self.scope == Scope::Rows {
+        if !durable.is_empty() && self.scope != Scope::Lane {
             return Err(Refusal::internal("a durable event outside the lane"));
         }
         if !durable.is_empty() {

@@ -101,6 +101,8 @@ pub struct Session {
     pub user: UserId,
     pub namespace: String,
     pub connection: ConnectionId,
+    /// The run of the server that has, or had, the socket.
+    pub node: String,
     /// Raised whenever somebody goes on with it.
     pub generation: i64,
     /// Everything durable after this may have been sent to it.
@@ -128,10 +130,15 @@ pub async fn find(
     claim: &Claim,
 ) -> Result<Result<Session, Reason>, Refusal> {
     let Some(window) = app.recovery.window else { return Ok(Err(Reason::Unknown)) };
-    // What this node knows and has not written is part of it.
-    returning::write(app).await?;
     let mut reads = app.store.read().await?;
-    let session = reads.session(&claim.pid).await?;
+    let mut session = reads.session(&claim.pid).await?;
+    if session.as_ref().is_none_or(|session| session.node == app.returning.node()) {
+        // What this node knows and has not written is part of it.
+        drop(reads);
+        returning::write(app).await?;
+        reads = app.store.read().await?;
+        session = reads.session(&claim.pid).await?;
+    }
     let is_theirs = |session: &Session| {
         (&session.tenant, &session.user, session.namespace.as_str()) == (tenant, user, namespace)
     };
@@ -167,8 +174,6 @@ pub async fn take(
     session: Session,
     claim: &Claim,
 ) -> Result<Option<Recovered>, Refusal> {
-    // The loss of the older socket, if it was here.
-    returning::write(app).await?;
     if !app.store.take_session(&session, &claim.pid, app.returning.node()).await? {
         return Ok(None);
     }

@@ -40,7 +40,7 @@ static LOSE_SESSIONS: Rows = Rows::list(
     ")",
 );
 const SESSION: &str =
-    "SELECT tenant_id, user_id, namespace, connection_id, generation, since, lost_at,
+    "SELECT tenant_id, user_id, namespace, connection_id, node_id, generation, since, lost_at,
         COALESCE((SELECT head FROM lanes WHERE lanes.tenant_id = recovery_sessions.tenant_id), 0)
     FROM recovery_sessions WHERE pid = $1";
 const SESSION_ROOMS: &str = "SELECT j.room_id, j.shown_offset FROM joined_rooms j
@@ -51,7 +51,14 @@ const SESSION_ROOMS: &str = "SELECT j.room_id, j.shown_offset FROM joined_rooms 
 const TAKE: &str = "UPDATE recovery_sessions
     SET generation = generation + 1, node_id = $3, lost_at = NULL
     WHERE pid = $1 AND generation = $2";
+// The loss of an older socket may have been written since it was taken.
 static GO_ON: Rows = Rows::list(
+    "UPDATE recovery_sessions SET lost_at = NULL
+     WHERE tenant_id = $2 AND lost_at IS NOT NULL AND node_id = $1 AND connection_id IN (",
+    2,
+    ")",
+);
+static GO_ON_IN_ROOMS: Rows = Rows::list(
     "UPDATE joined_rooms SET node_id = $1, lost_at = NULL, returned_at = NULL
      WHERE tenant_id = $2 AND connection_id IN (",
     2,
@@ -162,11 +169,11 @@ impl ReturnReads for SqlTx {
     }
 
     async fn session(&mut self, pid: &str) -> Result<Option<Session>, Refusal> {
-        type Row = (String, String, String, String, i64, i64, Option<Time>, i64);
+        type Row = (String, String, String, String, String, i64, i64, Option<Time>, i64);
         let row: Option<Row> = on!(self.conn().await?, c => sqlx::query_as(SESSION)
             .bind(pid).fetch_optional(c).await)
         .map_err(refusal)?;
-        let Some((tenant, user, namespace, connection, generation, since, lost_at, head)) = row
+        let Some((tenant, user, namespace, id, node, generation, since, lost_at, head)) = row
         else {
             return Ok(None);
         };
@@ -174,7 +181,8 @@ impl ReturnReads for SqlTx {
             tenant: TenantId::new(tenant).map_err(Refusal::internal)?,
             user: UserId::new(user).map_err(Refusal::internal)?,
             namespace,
-            connection: ConnectionId::new(connection).map_err(Refusal::internal)?,
+            connection: ConnectionId::new(id).map_err(Refusal::internal)?,
+            node,
             generation,
             since: Offset(since),
             lost_at: lost_at.map(|Time(at)| at),
@@ -202,7 +210,10 @@ impl ReturnWrites for SqlTx {
             match run[0].change {
                 Change::Came { .. } => self.note_come(node, run).await?,
                 Change::Joined { .. } => self.note_joined(node, run).await?,
-                Change::WentOn => self.note_many(&GO_ON, node, None, run).await?,
+                Change::WentOn => {
+                    self.note_many(&GO_ON, node, None, run).await?;
+                    self.note_many(&GO_ON_IN_ROOMS, node, None, run).await?;
+                }
                 Change::Lost(_) => {
                     self.note_many(&LOSE, node, newest_loss(run), run).await?;
                     self.note_many(&LOSE_SESSIONS, node, newest_loss(run), run).await?;

@@ -170,13 +170,11 @@ const MAKE: &str = "INSERT INTO lanes (tenant_id, head) VALUES ($1, 0) ON CONFLI
 async fn begin(source: &Source, known: Known) -> Result<Batch, sqlx::Error> {
     match source {
         Source::Sqlite(pool) => {
-            let mut held = Held::from(Conn::Sqlite(pool.acquire().await?));
-            held.begin("BEGIN IMMEDIATE").await?;
-            Ok(Batch::new(held, known))
+            let conn = Conn::Sqlite(pool.acquire().await?);
+            Ok(Batch::new(Held::begun(conn, "BEGIN IMMEDIATE").await?, known))
         }
         Source::Postgres(pool, tenant) => {
-            let mut held = Held::from(Conn::Postgres(pool.acquire().await?));
-            held.begin("BEGIN").await?;
+            let mut held = Held::begun(Conn::Postgres(pool.acquire().await?), "BEGIN").await?;
             let mut head = take(&mut held, tenant).await?;
             if head.is_none() {
                 on!(held.statement(), c => sqlx::query(MAKE)

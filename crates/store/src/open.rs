@@ -44,6 +44,8 @@ const SQLITE_READERS: u32 = 4;
 /// Statements that a connection keeps prepared: more than there are.
 const PREPARED: usize = 512;
 
+const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
 /// The lock of whoever migrates: "carillon".
 const MIGRATING: i64 = 0x6361_7269_6c6c_6f6e;
 
@@ -183,11 +185,18 @@ impl SqlStore {
         scope: Scope,
     ) -> Result<SqlTx, Refusal> {
         match (&self.backend, scope) {
-            (Backend::Postgres { pool, .. }, Scope::Rows) => {
-                let conn = pool.acquire().await.map_err(refusal)?;
-                let mut held = Held::from(Conn::Postgres(conn));
-                held.begin("BEGIN").await.map_err(refusal)?;
-                Ok(SqlTx::Held(held))
+            (_, Scope::Snapshot) => {
+                let conn = self.connection().await?;
+                let begin = match conn {
+                    Conn::Postgres(_) => SNAPSHOT,
+                    // The first statement sets the instant.
+                    Conn::Sqlite(_) => "BEGIN",
+                };
+                Ok(SqlTx::Held(Held::begun(conn, begin).await.map_err(refusal)?))
+            }
+            (Backend::Postgres { .. }, Scope::Rows) => {
+                let conn = self.connection().await?;
+                Ok(SqlTx::Held(Held::begun(conn, "BEGIN").await.map_err(refusal)?))
             }
             (Backend::Postgres { .. }, Scope::Lane) | (Backend::Sqlite { .. }, _) => {
                 Ok(SqlTx::Loan(self.lane(tenant).borrow().await?))
@@ -196,11 +205,16 @@ impl SqlStore {
     }
 
     pub(crate) async fn reader(&self) -> Result<SqlTx, Refusal> {
+        Ok(SqlTx::Held(self.connection().await?.into()))
+    }
+
+    /// One to read from; on PostgreSQL, to write, too.
+    async fn connection(&self) -> Result<Conn, Refusal> {
         let conn = match &self.backend {
             Backend::Sqlite { readers, .. } => readers.acquire().await.map(Conn::Sqlite),
             Backend::Postgres { pool, .. } => pool.acquire().await.map(Conn::Postgres),
         };
-        Ok(SqlTx::Held(conn.map_err(refusal)?.into()))
+        conn.map_err(refusal)
     }
 
     fn lane(&self, tenant: &TenantId) -> Lane {

@@ -103,9 +103,11 @@ impl Held {
         }
     }
 
-    pub(crate) async fn begin(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
-        self.in_transaction = true;
-        self.run(statement).await
+    /// A connection in a transaction, begun by that statement.
+    pub(crate) async fn begun(conn: Conn, begin: &'static str) -> Result<Self, sqlx::Error> {
+        let mut held = Self { conn: Some(conn), is_sound: true, in_transaction: true };
+        held.run(begin).await?;
+        Ok(held)
     }
 
     pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {

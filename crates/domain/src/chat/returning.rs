@@ -194,7 +194,8 @@ pub async fn bring_back(
     room: &RoomId,
     now: Timestamp,
 ) -> Result<Vec<Effect>, Refusal> {
-    let mut cx = Cx::new(app, caller, Scope::Lane, now);
+    // Many come back at once: in the lane, those who talk would wait for all of them.
+    let mut cx = Cx::new(app, caller, Scope::Snapshot, now);
     // Who has been put out meanwhile stays out.
     if !cx.tx().await?.is_member(&caller.tenant, room, &caller.user).await? {
         return Ok(Vec::new());

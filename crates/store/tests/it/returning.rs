@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use carillon_domain::{
-    Caller, ConnectionId, RoomId,
+    Caller, ConnectionId, Offset, RoomId,
     chat::{
         join_room::JoinRoom,
         leave_room::LeaveRoom,
-        returning::{Returning, SIBLINGS, take_over, write},
+        returning::{Change, Returning, SIBLINGS, take_over, write},
     },
     contract::Scope,
     dispatch::{Effect, Joined},
     ports::Store as _,
     presence::RETURN_WINDOW,
+    recovery::{self, Claim, Reason},
     session::{Ending, disconnected, settled},
 };
 
@@ -121,5 +122,56 @@ async fn sockets_of_a_run_that_crashed_were_lost_when_their_users_were_last_seen
             assert_eq!(returns(&world, &socket("new")).await, rooms, "after {away} s");
             world.advance(SIBLINGS + Duration::from_secs(1));
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_has_one_heir_and_stays_its_own() {
+    for world in World::each().await {
+        world.provision(&["ana"]).await;
+        let (app, here) = (&world.app, world.app.returning.node().to_owned());
+        let (t, ana) = (tenant("t"), user("ana"));
+        let socket = socket("kept");
+        let came = Change::Came {
+            user: ana.clone(),
+            namespace: "/",
+            pid: recovery::digest("secret"),
+            since: Offset(0),
+        };
+        app.returning.note(&socket, came);
+        join(&world, &socket, &["algebra", "biology"]).await;
+        world.ask(&socket, &LeaveRoom { room_id: room("biology") }).await.unwrap();
+        disconnected(app, &socket, Ending::Lost);
+        let claim = Claim::new("secret", None).unwrap();
+        let find = || recovery::find(app, (&t, &ana, "/"), &claim);
+
+        let session = find().await.unwrap().unwrap();
+        assert_eq!((&session.node, session.generation), (&here, 0));
+        assert!(session.lost_at.is_some(), "what was only noted counts");
+        let elsewhere = recovery::find(app, (&t, &ana, "/chat"), &claim).await.unwrap();
+        assert_eq!(elsewhere.unwrap_err(), Reason::Unknown);
+        let second = session.clone();
+        let heir = recovery::take(app, session, &claim).await.unwrap().unwrap();
+        assert_eq!((heir.connection, heir.rooms.len()), (socket.connection.clone(), 1));
+        assert!(recovery::take(app, second, &claim).await.unwrap().is_none(), "somebody has");
+
+        // Another node has taken it and lost it: what this one says late changes nothing.
+        disconnected(app, &socket, Ending::Lost);
+        write(app).await.unwrap();
+        let session = find().await.unwrap().unwrap();
+        assert!(world.store.take_session(&session, &claim.pid, "another node").await.unwrap());
+        disconnected(app, &socket, Ending::Lost);
+        write(app).await.unwrap();
+        assert_eq!(find().await.unwrap().unwrap().lost_at, None);
+
+        // It comes back here before this node has written that an older socket of it was lost.
+        disconnected(app, &socket, Ending::Lost);
+        let session = find().await.unwrap().unwrap();
+        recovery::take(app, session, &claim).await.unwrap().unwrap();
+        write(app).await.unwrap();
+        assert_eq!(find().await.unwrap().unwrap().lost_at, None);
+        assert!(returns(&world, &self::socket("page")).await.is_empty(), "its rooms are its own");
+        disconnected(app, &socket, Ending::Lost);
+        assert!(find().await.unwrap().unwrap().lost_at.is_some());
     }
 }
