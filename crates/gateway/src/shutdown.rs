@@ -14,9 +14,10 @@ use crate::{connection::Closing, gateway::Gateway};
 
 /// Between two waves of closing; a balancer and a database see a slope, not a wall.
 const WAVE: Duration = Duration::from_millis(50);
-/// Closed in one wave, 200 a second, unless that took more than half of what a drain may take: those
-/// who take them up have so many more to let in for it, each within a fraction of a second.
-const AT_ONCE: usize = 10;
+/// Closed in one wave, 100 a second, unless that took more than half of what a drain may take. Each
+/// client is away for a second or two however long the drain takes, and the slower they come, the
+/// less do the others wait.
+const AT_ONCE: usize = 5;
 
 /// Waits for SIGTERM or SIGINT.
 pub async fn signal() -> std::io::Result<()> {

@@ -39,7 +39,9 @@ static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres
 /// Waiting for a connection or a lock any longer means the database is away; below the 3 s within
 /// which every operation is answered.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
-const POSTGRES_CONNECTIONS: u32 = 16;
+const POSTGRES_CONNECTIONS: u32 = 12;
+/// Beside those, for the lanes: who talks does not queue behind everybody who comes back.
+const LANE_CONNECTIONS: u32 = 4;
 const SQLITE_READERS: u32 = 4;
 /// Statements that a connection keeps prepared: more than there are.
 const PREPARED: usize = 512;
@@ -83,7 +85,7 @@ pub struct SqlStore {
 
 enum Backend {
     Sqlite { readers: SqlitePool, writers: SqlitePool, writer: Lane, _lock: Option<File> },
-    Postgres { pool: PgPool, lanes: Mutex<HashMap<TenantId, Lane>>, stay: Stay },
+    Postgres { pool: PgPool, writers: PgPool, lanes: Mutex<HashMap<TenantId, Lane>>, stay: Stay },
 }
 
 /// Who opens the database.
@@ -172,8 +174,9 @@ impl SqlStore {
                 readers.close().await;
                 writers.close().await;
             }
-            Backend::Postgres { pool, stay, .. } => {
+            Backend::Postgres { pool, writers, stay, .. } => {
                 stay.leave().await;
+                writers.close().await;
                 pool.close().await;
             }
         }
@@ -220,12 +223,12 @@ impl SqlStore {
     fn lane(&self, tenant: &TenantId) -> Lane {
         match &self.backend {
             Backend::Sqlite { writer, .. } => writer.clone(),
-            Backend::Postgres { pool, lanes, .. } => lanes
+            Backend::Postgres { writers, lanes, .. } => lanes
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .entry(tenant.clone())
                 .or_insert_with(|| {
-                    let source = Source::Postgres(pool.clone(), tenant.clone());
+                    let source = Source::Postgres(writers.clone(), tenant.clone());
                     let (lane, served) = Lane::new(source, self.stop.clone());
                     self.tasks.spawn(served);
                     lane
@@ -339,11 +342,9 @@ async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
         .application_name("carillon")
         .statement_cache_capacity(PREPARED)
         .options([("lock_timeout", "2000"), ("idle_in_transaction_session_timeout", "5000")]);
-    let pool = PgPoolOptions::new()
-        .max_connections(POSTGRES_CONNECTIONS)
-        .acquire_timeout(PATIENCE)
-        .connect_with(options)
-        .await?;
+    let connections = |most| PgPoolOptions::new().max_connections(most).acquire_timeout(PATIENCE);
+    let pool = connections(POSTGRES_CONNECTIONS).connect_with(options.clone()).await?;
+    let writers = connections(LANE_CONNECTIONS).connect_lazy_with(options);
     for (setting, unsafe_value, remedy) in
         [("fsync", "off", "on"), ("synchronous_commit", "off", "on")]
     {
@@ -353,5 +354,5 @@ async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
             return Err(OpenError::NotDurable(setting, value, remedy));
         }
     }
-    Ok(Backend::Postgres { pool, lanes: Mutex::default(), stay: Stay::default() })
+    Ok(Backend::Postgres { pool, writers, lanes: Mutex::default(), stay: Stay::default() })
 }
