@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{connection::Closing, gateway::Gateway};
 
 /// Between two waves of closing; a balancer and a database see a slope, not a wall.
-const WAVE: Duration = Duration::from_millis(50);
-/// Closed in one wave, 100 a second, unless that took more than half of what a drain may take. Each
+const WAVE: Duration = Duration::from_millis(100);
+/// Closed in one wave, 50 a second, unless that took more than half of what a drain may take. Each
 /// client is away for a second or two however long the drain takes, and the slower they come, the
 /// less do the others wait.
 const AT_ONCE: usize = 5;

@@ -5,7 +5,7 @@
 //! commit was in flight goes together, at most [`MAX_BATCH`]; nobody hears of success before the
 //! COMMIT of the whole.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use carillon_domain::{Refusal, TenantId};
 use sqlx::{PgPool, SqlitePool};
@@ -22,6 +22,9 @@ use crate::{
 
 /// Commands of one batch.
 const MAX_BATCH: usize = 64;
+/// A batch that has run for so long takes in no more: those in it wait for its end, and so do other
+/// nodes for the tenant's row, two seconds at most.
+const LONG: Duration = Duration::from_millis(50);
 /// Commands waiting for their turn; more are refused.
 const MAX_WAITING: usize = 4_096;
 
@@ -126,10 +129,11 @@ async fn run(
             return Err(error);
         }
     };
-    let mut committed = Vec::new();
+    let (mut committed, began) = (Vec::new(), Instant::now());
     let mut next = Some(first);
     for _ in 0..MAX_BATCH {
-        let Some(turn) = next.take().or_else(|| waiting.try_recv().ok()) else { break };
+        let mut more = || if began.elapsed() < LONG { waiting.try_recv().ok() } else { None };
+        let Some(turn) = next.take().or_else(&mut more) else { break };
         if turn.is_closed() {
             continue;
         }
