@@ -146,9 +146,13 @@ impl Seat {
     }
 
     /// Tells the others, once, before anything else of this socket is handled.
-    pub async fn arrive(&self, gateway: &Gateway) {
+    pub async fn arrive(self: &Arc<Self>, gateway: &Gateway) {
         if self.has_arrived.swap(true, Ordering::AcqRel) {
             return;
+        }
+        // Now, so that a newer token which the client shows at once finds it.
+        if let Some(expires_at) = self.expires_at {
+            gateway.fanout.expiries.watch(self, expires_at);
         }
         // Without its rooms the user could not be shown to anybody: the client comes back.
         let Ok(effects) = session::connected(&gateway.domain, &self.current()).await else {
@@ -295,9 +299,6 @@ pub fn register(gateway: &Arc<Gateway>) {
             async move {
                 if let Some(seat) = socket.extensions.get::<Arc<Seat>>() {
                     seat.let_out(&gateway);
-                    if let Some(expires_at) = seat.expires_at {
-                        gateway.fanout.expiries.watch(&seat, expires_at);
-                    }
                     inbox::push(&gateway, &seat, Item::Arrived(seat.clone()));
                     let due = Settling::Everything;
                     inbox::settle_after(session::SETTLING, &gateway, seat, due);
