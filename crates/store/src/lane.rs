@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use carillon_domain::{Refusal, TenantId};
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{Postgres, Sqlite};
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     batch::{Batch, Known},
+    connections::Connections,
     tx::{Conn, Held, on},
 };
 
@@ -40,21 +41,21 @@ type Turn = oneshot::Sender<Loan>;
 /// Where a lane's transactions come from.
 pub(crate) enum Source {
     /// All writes of an SQLite file.
-    Sqlite(SqlitePool),
+    Sqlite(Connections<Sqlite>),
     /// The durable writes of one tenant.
-    Postgres(PgPool, TenantId),
+    Postgres(Connections<Postgres>, TenantId),
 }
 
 /// The running transaction, lent to one command. Dropped, it goes back undone.
 pub(crate) struct Loan {
-    batch: Option<Batch>,
+    batch: Option<Box<Batch>>,
     back: Option<oneshot::Sender<Returned>>,
 }
 
 enum Returned {
     /// Keep what the command wrote and tell it when it is committed.
-    Keep(Batch, oneshot::Sender<()>),
-    Undo(Batch),
+    Keep(Box<Batch>, oneshot::Sender<()>),
+    Undo(Box<Batch>),
 }
 
 impl Lane {
@@ -151,9 +152,9 @@ async fn run(
 
 /// Lends the transaction to one command; what comes back is kept or undone.
 async fn lend(
-    mut batch: Batch,
+    mut batch: Box<Batch>,
     turn: Turn,
-) -> Result<(Batch, Option<oneshot::Sender<()>>), sqlx::Error> {
+) -> Result<(Box<Batch>, Option<oneshot::Sender<()>>), sqlx::Error> {
     batch.next_command();
     let (back, returned) = oneshot::channel();
     // When the command is gone already, the loan is dropped here and comes back undone.
@@ -171,11 +172,11 @@ async fn lend(
 const TAKE: &str = "SELECT head FROM lanes WHERE tenant_id = $1 FOR UPDATE";
 const MAKE: &str = "INSERT INTO lanes (tenant_id, head) VALUES ($1, 0) ON CONFLICT DO NOTHING";
 
-async fn begin(source: &Source, known: Known) -> Result<Batch, sqlx::Error> {
+async fn begin(source: &Source, known: Known) -> Result<Box<Batch>, sqlx::Error> {
     match source {
         Source::Sqlite(pool) => {
             let conn = Conn::Sqlite(pool.acquire().await?);
-            Ok(Batch::new(Held::begun(conn, "BEGIN IMMEDIATE").await?, known))
+            Ok(Batch::new(Held::begun(conn, "BEGIN IMMEDIATE").await?, known).into())
         }
         Source::Postgres(pool, tenant) => {
             let mut held = Held::begun(Conn::Postgres(pool.acquire().await?), "BEGIN").await?;
@@ -186,7 +187,7 @@ async fn begin(source: &Source, known: Known) -> Result<Batch, sqlx::Error> {
                 head = take(&mut held, tenant).await?;
             }
             let known = head.map_or(known, |head| Known::head(tenant.clone(), head));
-            Ok(Batch::new(held, known))
+            Ok(Batch::new(held, known).into())
         }
     }
 }

@@ -6,6 +6,7 @@
 mod api;
 mod batch;
 mod chat;
+mod connections;
 mod error;
 mod exam;
 pub mod import;

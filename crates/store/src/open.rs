@@ -17,7 +17,7 @@ use carillon_domain::{
     recovery::Session,
 };
 use sqlx::{
-    PgPool, SqlitePool,
+    Connection as _, Postgres, Sqlite,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -25,6 +25,7 @@ use sqlx::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    connections::Connections,
     error::refusal,
     lane::{Lane, Source},
     outbox,
@@ -39,7 +40,7 @@ static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres
 /// Waiting for a connection or a lock any longer means the database is away; below the 3 s within
 /// which every operation is answered.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
-const POSTGRES_CONNECTIONS: u32 = 12;
+const OTHER_CONNECTIONS: u32 = 12;
 /// Beside those, for the lanes: who talks does not queue behind everybody who comes back.
 const LANE_CONNECTIONS: u32 = 4;
 const SQLITE_READERS: u32 = 4;
@@ -84,8 +85,18 @@ pub struct SqlStore {
 }
 
 enum Backend {
-    Sqlite { readers: SqlitePool, writers: SqlitePool, writer: Lane, _lock: Option<File> },
-    Postgres { pool: PgPool, writers: PgPool, lanes: Mutex<HashMap<TenantId, Lane>>, stay: Stay },
+    Sqlite {
+        readers: Connections<Sqlite>,
+        writers: Connections<Sqlite>,
+        writer: Lane,
+        _lock: Option<File>,
+    },
+    Postgres {
+        others: Connections<Postgres>,
+        writers: Connections<Postgres>,
+        lanes: Mutex<HashMap<TenantId, Lane>>,
+        stay: Stay,
+    },
 }
 
 /// Who opens the database.
@@ -122,11 +133,13 @@ impl SqlStore {
         let store = Self::open(url, Opener::Tool).await?;
         let (version, newest): (Result<Option<i64>, _>, _) = match &store.backend {
             Backend::Sqlite { readers, .. } => {
-                let version = sqlx::query_scalar(VERSION).fetch_one(readers).await;
+                let mut conn = readers.acquire().await?;
+                let version = sqlx::query_scalar(VERSION).fetch_one(&mut *conn).await;
                 (version, SQLITE_MIGRATIONS.iter().map(|of| of.version).max())
             }
-            Backend::Postgres { pool, .. } => {
-                let version = sqlx::query_scalar(VERSION).fetch_one(pool).await;
+            Backend::Postgres { others, .. } => {
+                let mut conn = others.acquire().await?;
+                let version = sqlx::query_scalar(VERSION).fetch_one(&mut *conn).await;
                 (version, POSTGRES_MIGRATIONS.iter().map(|of| of.version).max())
             }
         };
@@ -143,8 +156,10 @@ impl SqlStore {
     /// Brings the schema up to date.
     pub async fn migrate(&self) -> Result<(), OpenError> {
         match &self.backend {
-            Backend::Sqlite { writers, .. } => SQLITE_MIGRATIONS.run(writers).await?,
-            Backend::Postgres { pool, .. } => migrate_postgres(pool).await?,
+            Backend::Sqlite { writers, .. } => {
+                SQLITE_MIGRATIONS.run(&mut *writers.acquire().await?).await?;
+            }
+            Backend::Postgres { others, .. } => migrate_postgres(others).await?,
         }
         Ok(())
     }
@@ -159,8 +174,9 @@ impl SqlStore {
 
     /// What time the database says it is; `None` on SQLite, which has the machine's clock.
     pub async fn clock(&self) -> Result<Option<Timestamp>, Refusal> {
-        let Backend::Postgres { pool, .. } = &self.backend else { return Ok(None) };
-        let asked = sqlx::query_scalar::<_, Time>("SELECT clock_timestamp()").fetch_one(pool);
+        let Backend::Postgres { others, .. } = &self.backend else { return Ok(None) };
+        let mut conn = others.acquire().await.map_err(refusal)?;
+        let asked = sqlx::query_scalar::<_, Time>("SELECT clock_timestamp()").fetch_one(&mut *conn);
         Ok(Some(asked.await.map_err(refusal)?.0))
     }
 
@@ -174,10 +190,10 @@ impl SqlStore {
                 readers.close().await;
                 writers.close().await;
             }
-            Backend::Postgres { pool, writers, stay, .. } => {
+            Backend::Postgres { others, writers, stay, .. } => {
                 stay.leave().await;
                 writers.close().await;
-                pool.close().await;
+                others.close().await;
             }
         }
     }
@@ -215,7 +231,7 @@ impl SqlStore {
     async fn connection(&self) -> Result<Conn, Refusal> {
         let conn = match &self.backend {
             Backend::Sqlite { readers, .. } => readers.acquire().await.map(Conn::Sqlite),
-            Backend::Postgres { pool, .. } => pool.acquire().await.map(Conn::Postgres),
+            Backend::Postgres { others, .. } => others.acquire().await.map(Conn::Postgres),
         };
         conn.map_err(refusal)
     }
@@ -251,7 +267,7 @@ impl Store for SqlStore {
     async fn stay(&self, node: &str) -> Result<(), Refusal> {
         match &self.backend {
             Backend::Sqlite { .. } => Ok(()),
-            Backend::Postgres { pool, stay, .. } => stay.hold(pool, node).await,
+            Backend::Postgres { others, stay, .. } => stay.hold(others, node).await,
         }
     }
 
@@ -275,8 +291,8 @@ impl Store for SqlStore {
                 loan.commit().await?;
                 Ok(rows)
             }
-            Backend::Postgres { pool, .. } => {
-                let conn = Conn::Postgres(pool.acquire().await.map_err(refusal)?);
+            Backend::Postgres { .. } => {
+                let conn = self.connection().await?;
                 outbox::forget(&mut conn.into(), before, limit).await.map_err(refusal)
             }
         }
@@ -300,13 +316,10 @@ async fn open_sqlite(
         Opener::Server => Some(claim(&options.get_filename().with_added_extension("lock"))?),
         Opener::Tool => None,
     };
-    let pool = |connections| {
-        SqlitePoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE)
-    };
-    let writers = pool(1).connect_with(options.clone()).await?;
-    let readers = pool(SQLITE_READERS)
-        .connect_with(options.create_if_missing(false).pragma("query_only", "on"))
-        .await?;
+    let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(PATIENCE);
+    let writers = Connections::new(pool(1).connect_with(options.clone()).await?);
+    let reading = options.create_if_missing(false).pragma("query_only", "on");
+    let readers = Connections::new(pool(SQLITE_READERS).connect_with(reading).await?);
     let (writer, served) = Lane::new(Source::Sqlite(writers.clone()), stop.clone());
     tasks.spawn(served);
     Ok(Backend::Sqlite { readers, writers, writer, _lock: lock })
@@ -324,14 +337,16 @@ fn claim(path: &Path) -> Result<File, OpenError> {
 
 /// Nodes that start together take turns, however long the first one takes; no migration itself waits
 /// long for a lock, because everybody else would wait behind it.
-async fn migrate_postgres(pool: &PgPool) -> Result<(), OpenError> {
-    let mut conn = pool.acquire().await?;
+async fn migrate_postgres(others: &Connections<Postgres>) -> Result<(), OpenError> {
+    let mut conn = others.acquire().await?;
     sqlx::query("SET lock_timeout = '10min'").execute(&mut *conn).await?;
     sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATING).execute(&mut *conn).await?;
     sqlx::query("RESET lock_timeout").execute(&mut *conn).await?;
     let migrated = POSTGRES_MIGRATIONS.run(&mut *conn).await;
     // The turn ends with the connection.
-    conn.close().await?;
+    if let Some(conn) = conn.detach() {
+        conn.close().await?;
+    }
     Ok(migrated?)
 }
 
@@ -342,17 +357,21 @@ async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
         .application_name("carillon")
         .statement_cache_capacity(PREPARED)
         .options([("lock_timeout", "2000"), ("idle_in_transaction_session_timeout", "5000")]);
-    let connections = |most| PgPoolOptions::new().max_connections(most).acquire_timeout(PATIENCE);
-    let pool = connections(POSTGRES_CONNECTIONS).connect_with(options.clone()).await?;
-    let writers = connections(LANE_CONNECTIONS).connect_lazy_with(options);
+    let pool = |most| PgPoolOptions::new().max_connections(most).acquire_timeout(PATIENCE);
+    let others = Connections::new(pool(OTHER_CONNECTIONS).connect_with(options.clone()).await?);
+    let writers = Connections::new(pool(LANE_CONNECTIONS).connect_lazy_with(options));
+    let mut conn = others.acquire().await?;
     for (setting, unsafe_value, remedy) in
         [("fsync", "off", "on"), ("synchronous_commit", "off", "on")]
     {
-        let value: String =
-            sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(&pool).await?;
+        let value: String = sqlx::query_scalar("SELECT current_setting($1)")
+            .bind(setting)
+            .fetch_one(&mut *conn)
+            .await?;
         if value == unsafe_value {
             return Err(OpenError::NotDurable(setting, value, remedy));
         }
     }
-    Ok(Backend::Postgres { pool, writers, lanes: Mutex::default(), stay: Stay::default() })
+    drop(conn);
+    Ok(Backend::Postgres { others, writers, lanes: Mutex::default(), stay: Stay::default() })
 }

@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use carillon_domain::Refusal;
-use sqlx::{Connection as _, PgConnection, PgPool};
+use sqlx::{Connection as _, PgConnection, Postgres};
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::{error::refusal, open::PATIENCE};
+use crate::{connections::Connections, error::refusal, open::PATIENCE};
 
 /// The first half of the locks' keys: `carl`.
 const LOCK: &str = "SELECT pg_try_advisory_lock(1667330668, hashtext($1))";
@@ -21,7 +21,7 @@ pub(crate) struct Stay(Arc<Mutex<Option<PgConnection>>>);
 
 impl Stay {
     /// Holds the lock; a connection that has broken is replaced.
-    pub async fn hold(&self, pool: &PgPool, node: &str) -> Result<(), Refusal> {
+    pub async fn hold(&self, others: &Connections<Postgres>, node: &str) -> Result<(), Refusal> {
         let mut held = self.0.lock().await;
         if let Some(connection) = held.as_mut()
             && matches!(timeout(PATIENCE, connection.ping()).await, Ok(Ok(())))
@@ -30,7 +30,8 @@ impl Stay {
         }
         *held = None;
         // Taken out of the pool: it does the same for as long as the process lives.
-        let mut connection = pool.acquire().await.map_err(refusal)?.detach();
+        let lent = others.acquire().await.map_err(refusal)?;
+        let Some(mut connection) = lent.detach() else { return Ok(()) };
         let locked = sqlx::query_scalar::<_, bool>(LOCK).bind(node).fetch_one(&mut connection);
         // Where it is still held by the connection that has broken, it is asked for again.
         if timeout(PATIENCE, locked).await.map_err(Refusal::internal)?.map_err(refusal)? {

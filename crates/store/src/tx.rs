@@ -7,10 +7,10 @@ use carillon_domain::{
     Emit, Offset, Refusal, TenantId, Timestamp,
     ports::{OutboxReads, Published, Tx},
 };
-use sqlx::{Executor as _, PgConnection, Postgres, Sqlite, SqliteConnection, pool::PoolConnection};
+use sqlx::{Executor as _, PgConnection, Postgres, Sqlite, SqliteConnection};
 use tokio::{runtime::Handle, time::timeout};
 
-use crate::{batch::Batch, error::refusal, lane::Loan, outbox};
+use crate::{batch::Batch, connections::Lent, error::refusal, lane::Loan, outbox};
 
 /// A statement that takes longer has lost its database. Below the 3 s within which every
 /// operation is answered.
@@ -34,8 +34,8 @@ pub(crate) use on;
 
 /// A connection of either kind, taken from its pool.
 pub(crate) enum Conn {
-    Sqlite(PoolConnection<Sqlite>),
-    Postgres(PoolConnection<Postgres>),
+    Sqlite(Lent<Sqlite>),
+    Postgres(Lent<Postgres>),
 }
 
 /// A connection while it is used. It goes back to its pool only in a state that is known: one
@@ -141,8 +141,8 @@ impl Drop for Held {
                 });
             }
             _ => match conn {
-                Conn::Sqlite(conn) => drop(conn.detach()),
-                Conn::Postgres(conn) => drop(conn.detach()),
+                Conn::Sqlite(conn) => conn.discard(),
+                Conn::Postgres(conn) => conn.discard(),
             },
         }
     }
