@@ -16,7 +16,7 @@ use crate::{
     },
     dispatch::{App, Caller, Cx, Effect, Emit},
     exam,
-    ids::{TenantId, Timestamp},
+    ids::{ExamId, RoomId, TenantId, Timestamp},
     notification,
     presence::{self, Coming, Person, Rooms, Status, ToAcquainted, UserStatusChange},
     refusal::{Refusal, Told},
@@ -92,23 +92,44 @@ pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusa
     Ok(effects)
 }
 
+/// What waits for a user who comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The rooms of their lost sockets in the namespace; the newest last.
+    pub rooms: Vec<RoomId>,
+    /// The exams they are sitting.
+    pub exams: Vec<ExamId>,
+    /// Whether something unread is stored that they have not been sent.
+    pub has_undelivered: bool,
+}
+
 /// [`SETTLING`] after a socket has come: what it should have without asking.
 ///
 /// Whatever one of these comes to, the others are brought all the same; the first failure is named.
 pub async fn settled(app: &App, caller: &Caller) -> (Vec<Effect>, Result<(), Refusal>) {
-    let (mut effects, mut result, path) = (Vec::new(), Ok(()), caller.namespace);
+    let path = caller.namespace;
+    let (kept, mut result) = match kept(app, caller).await {
+        Ok(kept) => (kept, Ok(())),
+        Err(refusal) => (Kept::default(), Err(refusal)),
+    };
+    let mut effects = Vec::new();
     if chat::Chat::PATHS.contains(&path) {
-        result = returning::restore(app, caller, path, &mut effects).await;
+        result = result.and(returning::restore(app, caller, &kept.rooms, &mut effects).await);
     }
     // A socket that hears nothing of exams sits none.
     if exam::Exams::PATHS.contains(&path) {
-        result = result.and(exam::join_exam::restore(app, caller, &mut effects).await);
+        result = result.and(exam::join_exam::restore(app, caller, kept.exams, &mut effects).await);
     }
-    match notification::deliver_stored(app, caller).await {
+    match notification::deliver_stored(app, caller, kept.has_undelivered).await {
         Ok(kept) => effects.extend(kept),
         Err(refusal) => result = result.and(Err(refusal)),
     }
     (effects, result)
+}
+
+async fn kept(app: &App, caller: &Caller) -> Result<Kept, Refusal> {
+    let (tenant, user, now) = (&caller.tenant, &caller.user, app.clock.now());
+    app.store.read().await?.kept(tenant, user, caller.namespace, now).await
 }
 
 /// A socket has gone on where another one was lost: what is not kept is shown to it anew.
@@ -124,7 +145,9 @@ pub async fn resumed(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal>
     }
     if exam::Exams::PATHS.contains(&caller.namespace) {
         // What cannot be shown now is tried again when the socket has settled, and told then.
-        let _ = exam::join_exam::restore(app, caller, &mut effects).await;
+        if let Ok(running) = exam::join_exam::running(app, caller).await {
+            let _ = exam::join_exam::restore(app, caller, running, &mut effects).await;
+        }
     }
     Ok(effects)
 }

@@ -1,20 +1,21 @@
 //! What the commands of one batch have written so far.
 //!
 //! Every statement is a way to the database and back, so what a command only adds (messages,
-//! durable events) is kept in memory, numbered under the lane, and written for the whole batch in
+//! durable events, notifications that nobody hears yet) is kept in memory, numbered under the lane, and written for the whole batch in
 //! a few statements. A command that does nothing else never sees a savepoint. Whoever runs a
 //! statement of its own gets one, and finds the messages before it written.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, mem::take};
 
 use carillon_domain::{
     Emit, Offset, Refusal, RoomId, TenantId, Timestamp, UserId, chat::ChatMessage,
+    notification::Unstored,
 };
 
 use crate::{
     chat,
     error::refusal,
-    outbox,
+    notification, outbox,
     tx::{Held, Statement},
 };
 
@@ -25,11 +26,19 @@ pub(crate) struct Batch {
     /// Cleared when what belongs to earlier commands was lost: nobody in the batch may go on.
     is_sound: bool,
     known: Known,
-    /// Messages and events of which the database knows nothing yet.
+    /// Of these the database knows nothing yet.
     messages: Vec<Message>,
+    unheard: Vec<Unheard>,
     events: Vec<Event>,
-    /// Where in the two the running command's begin.
-    own: (usize, usize),
+    /// Where in each the running command's begin.
+    own: Own,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Own {
+    messages: usize,
+    unheard: usize,
+    events: usize,
 }
 
 /// What the database has, as far as it need not be read again.
@@ -67,6 +76,12 @@ pub(crate) struct Message {
     pub member_count: i64,
 }
 
+/// A notification that waits to be written.
+pub(crate) struct Unheard {
+    pub tenant: TenantId,
+    pub new: Unstored,
+}
+
 /// A durable event that waits to be written.
 pub(crate) struct Event {
     pub tenant: TenantId,
@@ -86,14 +101,19 @@ impl Batch {
             is_sound: true,
             known,
             messages: Vec::new(),
+            unheard: Vec::new(),
             events: Vec::new(),
-            own: (0, 0),
+            own: Own::default(),
         }
     }
 
     /// What is written from now on is the next command's.
     pub(crate) fn next_command(&mut self) {
-        self.own = (self.messages.len(), self.events.len());
+        self.own = Own {
+            messages: self.messages.len(),
+            unheard: self.unheard.len(),
+            events: self.events.len(),
+        };
         if self.savepoint == Savepoint::Own {
             self.savepoint = Savepoint::Left;
         }
@@ -101,8 +121,9 @@ impl Batch {
 
     /// Takes back what the running command has written.
     pub(crate) async fn undo_command(&mut self) -> Result<(), sqlx::Error> {
-        self.messages.truncate(self.own.0);
-        self.events.truncate(self.own.1);
+        self.messages.truncate(self.own.messages);
+        self.unheard.truncate(self.own.unheard);
+        self.events.truncate(self.own.events);
         if self.savepoint == Savepoint::Own {
             self.held.run("ROLLBACK TO SAVEPOINT command").await?;
         }
@@ -115,6 +136,7 @@ impl Batch {
             return Err(sqlx::Error::WorkerCrashed);
         }
         chat::write(&mut self.held, &self.messages).await?;
+        notification::write(&mut self.held, &self.unheard).await?;
         outbox::write(&mut self.held, &self.events).await?;
         self.held.commit().await?;
         for event in self.events {
@@ -140,14 +162,17 @@ impl Batch {
         self.known.rooms.clear();
         if self.savepoint != Savepoint::Own {
             let is_sound = std::mem::replace(&mut self.is_sound, false);
-            let earlier: Vec<_> = self.messages.drain(..self.own.0).collect();
-            self.own.0 = 0;
-            chat::write(&mut self.held, &earlier).await?;
+            let messages: Vec<_> = self.messages.drain(..self.own.messages).collect();
+            let unheard: Vec<_> = self.unheard.drain(..self.own.unheard).collect();
+            (self.own.messages, self.own.unheard) = (0, 0);
+            chat::write(&mut self.held, &messages).await?;
+            notification::write(&mut self.held, &unheard).await?;
             self.set_savepoint().await?;
             self.is_sound = is_sound;
         }
-        let own = std::mem::take(&mut self.messages);
-        chat::write(&mut self.held, &own).await?;
+        let (messages, unheard) = (take(&mut self.messages), take(&mut self.unheard));
+        chat::write(&mut self.held, &messages).await?;
+        notification::write(&mut self.held, &unheard).await?;
         Ok(&mut self.held)
     }
 
@@ -190,6 +215,10 @@ impl Batch {
 
     pub(crate) fn add_message(&mut self, message: Message) {
         self.messages.push(message);
+    }
+
+    pub(crate) fn add_unheard(&mut self, unheard: Unheard) {
+        self.unheard.push(unheard);
     }
 
     /// The offset of the tenant's newest event.

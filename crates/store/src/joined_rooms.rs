@@ -4,9 +4,11 @@ use async_trait::async_trait;
 use carillon_domain::{
     ConnectionId, Offset, Refusal, RoomId, TenantId, Timestamp, UserId,
     chat::returning::{Change, MAX_ROOMS, Noted, SIBLINGS, forgotten_before},
+    ids::ExamId,
     ports::{ReturnReads, ReturnWrites},
     presence::NOTED_EVERY,
-    recovery::Session,
+    recovery::{Claim, Session},
+    session::Kept,
 };
 
 use crate::{
@@ -41,7 +43,9 @@ static LOSE_SESSIONS: Rows = Rows::list(
 );
 const SESSION: &str =
     "SELECT tenant_id, user_id, namespace, connection_id, node_id, generation, since, lost_at,
-        COALESCE((SELECT head FROM lanes WHERE lanes.tenant_id = recovery_sessions.tenant_id), 0)
+        COALESCE((SELECT head FROM lanes WHERE lanes.tenant_id = recovery_sessions.tenant_id), 0),
+        EXISTS (SELECT 1 FROM outbox WHERE outbox.tenant_id = recovery_sessions.tenant_id
+            AND position = CASE WHEN since > $2 THEN since ELSE $2 END + 1)
     FROM recovery_sessions WHERE pid = $1";
 const SESSION_ROOMS: &str = "SELECT j.room_id, j.shown_offset FROM joined_rooms j
     JOIN chat_members m
@@ -74,7 +78,7 @@ static LOSE: Rows = Rows::list(
     3,
     ")",
 );
-const GO: &str = "DELETE FROM joined_rooms WHERE tenant_id = $1
+pub(crate) const GO: &str = "DELETE FROM joined_rooms WHERE tenant_id = $1
     AND (connection_id = $2 OR user_id = $3 AND lost_at IS NOT NULL)";
 /// What of earlier runs is lost, in `joined_rooms` or `recovery_sessions`.
 macro_rules! lose_of_others_sqlite {
@@ -137,14 +141,24 @@ const LOSE_OF_OTHERS_SQLITE: [&str; 2] =
     [lose_of_others_sqlite!("joined_rooms"), lose_of_others_sqlite!("recovery_sessions")];
 const LOSE_OF_OTHERS_POSTGRES: [&str; 2] =
     [lose_of_others_postgres!("joined_rooms"), lose_of_others_postgres!("recovery_sessions")];
-// Of the newest the oldest first: the room joined last is shown last.
-const LOST: &str = "SELECT room_id FROM (SELECT room_id, max(joined_at) AS joined_at
-        FROM joined_rooms
-        WHERE tenant_id = $1 AND user_id = $2 AND namespace = $3 AND lost_at >= $4
-          AND (returned_at IS NULL OR returned_at >= $5)
-        GROUP BY room_id ORDER BY 2 DESC LIMIT $6) newest
-    ORDER BY joined_at, room_id";
-const RETURN: &str = "UPDATE joined_rooms SET returned_at = $4
+const ROOM: i32 = 1;
+const EXAM: i32 = 2;
+/// Every socket that comes asks for all of it. Of the newest rooms the oldest first: the one joined
+/// last is shown last.
+pub(crate) const KEPT: &str = "SELECT kind, id FROM (
+        SELECT 1 AS kind, room_id AS id, joined_at FROM (
+            SELECT room_id, max(joined_at) AS joined_at FROM joined_rooms
+            WHERE tenant_id = $1 AND user_id = $2 AND namespace = $3 AND lost_at >= $4
+              AND (returned_at IS NULL OR returned_at >= $5)
+            GROUP BY room_id ORDER BY 2 DESC LIMIT $6) newest
+        UNION ALL SELECT 2, exam_id, NULL FROM exam_sessions
+            WHERE tenant_id = $1 AND user_id = $2 AND status <> 'COMPLETED' AND left_at IS NULL
+        UNION ALL SELECT 3, '', NULL WHERE EXISTS (
+            SELECT 1 FROM notifications
+            WHERE tenant_id = $1 AND user_id = $2 AND is_read = FALSE AND delivered_at IS NULL
+              AND (expires_at IS NULL OR expires_at > $7))) kept
+    ORDER BY kind, joined_at, id";
+pub(crate) const RETURN: &str = "UPDATE joined_rooms SET returned_at = $4
     WHERE tenant_id = $1 AND user_id = $2 AND namespace = $3
       AND lost_at IS NOT NULL AND returned_at IS NULL";
 const FORGET: &str = "DELETE FROM joined_rooms WHERE (tenant_id, connection_id, room_id) IN
@@ -153,27 +167,36 @@ const FORGET: &str = "DELETE FROM joined_rooms WHERE (tenant_id, connection_id, 
 
 #[async_trait]
 impl ReturnReads for SqlTx {
-    async fn lost_rooms(
+    async fn kept(
         &mut self,
         tenant: &TenantId,
         user: &UserId,
         namespace: &str,
         now: Timestamp,
-    ) -> Result<Vec<RoomId>, Refusal> {
-        let rows: Vec<String> = on!(self.conn().await?, c => sqlx::query_scalar(LOST)
+    ) -> Result<Kept, Refusal> {
+        let rows: Vec<(i32, String)> = on!(self.conn().await?, c => sqlx::query_as(KEPT)
             .bind(tenant.as_str()).bind(user.as_str()).bind(namespace)
             .bind(Time(forgotten_before(now))).bind(Time(now.before(SIBLINGS)))
-            .bind(i64::from(MAX_ROOMS)).fetch_all(c).await)
+            .bind(i64::from(MAX_ROOMS)).bind(Time(now)).fetch_all(c).await)
         .map_err(refusal)?;
-        rows.into_iter().map(|id| RoomId::new(id).map_err(Refusal::internal)).collect()
+        let mut kept = Kept::default();
+        for (kind, id) in rows {
+            match kind {
+                ROOM => kept.rooms.push(RoomId::new(id).map_err(Refusal::internal)?),
+                EXAM => kept.exams.push(ExamId::new(id).map_err(Refusal::internal)?),
+                _ => kept.has_undelivered = true,
+            }
+        }
+        Ok(kept)
     }
 
-    async fn session(&mut self, pid: &str) -> Result<Option<Session>, Refusal> {
-        type Row = (String, String, String, String, String, i64, i64, Option<Time>, i64);
+    async fn session(&mut self, claim: &Claim) -> Result<Option<Session>, Refusal> {
+        type Row = (String, String, String, String, String, i64, i64, Option<Time>, i64, bool);
         let row: Option<Row> = on!(self.conn().await?, c => sqlx::query_as(SESSION)
-            .bind(pid).fetch_optional(c).await)
+            .bind(&claim.pid).bind(claim.offset.unwrap_or(Offset(0)).0).fetch_optional(c).await)
         .map_err(refusal)?;
-        let Some((tenant, user, namespace, id, node, generation, since, lost_at, head)) = row
+        let Some((tenant, user, namespace, id, node, generation, since, lost_at, head, is_kept)) =
+            row
         else {
             return Ok(None);
         };
@@ -187,6 +210,7 @@ impl ReturnReads for SqlTx {
             since: Offset(since),
             lost_at: lost_at.map(|Time(at)| at),
             head: Offset(head),
+            is_next_kept: is_kept,
         }))
     }
 

@@ -1,6 +1,6 @@
 //! Notifications.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use carillon_domain::{
@@ -12,18 +12,16 @@ use carillon_domain::{
 use serde_json::value::RawValue;
 
 use crate::{
+    batch::Unheard,
     error::refusal,
     rows::Rows,
     time::Time,
-    tx::{SqlTx, on},
+    tx::{Held, SqlTx, on},
 };
 
 const UNREAD: &str = "SELECT count(*) FROM notifications
     WHERE tenant_id = $1 AND user_id = $2 AND is_read = FALSE
       AND (expires_at IS NULL OR expires_at > $3)";
-const HAS_UNDELIVERED: &str = "SELECT 1 FROM notifications
-    WHERE tenant_id = $1 AND user_id = $2 AND is_read = FALSE AND delivered_at IS NULL
-      AND (expires_at IS NULL OR expires_at > $3) LIMIT 1";
 /// Without DISTINCT: SQLite would walk the whole tenant in the order of users.
 const AWAITING: &str = "SELECT user_id FROM notifications
     WHERE tenant_id = $1 AND created_at >= $2 AND delivered_at IS NULL AND is_read = FALSE";
@@ -51,6 +49,20 @@ const COLLAPSE: &str = "UPDATE notifications
         created_at = $10, delivered_at = $11, expires_at = $12, occurrences = occurrences + 1
     WHERE tenant_id = $1 AND user_id = $2 AND collapse_key = $3 AND NOT is_read
     RETURNING id, occurrences";
+
+/// What `COLLAPSE` and then `INSERT` do, for many and for several times at once.
+static COLLAPSE_MANY: Rows = Rows::new(
+    "INSERT INTO notifications
+        (tenant_id, id, user_id, type, title, message, data, priority, action_url, created_at,
+         expires_at, collapse_key, occurrences) VALUES",
+    0,
+    13,
+    " ON CONFLICT (tenant_id, user_id, collapse_key) WHERE collapse_key IS NOT NULL AND NOT is_read
+     DO UPDATE SET type = excluded.type, title = excluded.title, message = excluded.message,
+        data = excluded.data, priority = excluded.priority, action_url = excluded.action_url,
+        created_at = excluded.created_at, delivered_at = NULL, expires_at = excluded.expires_at,
+        occurrences = notifications.occurrences + excluded.occurrences",
+);
 
 /// The ids of a batch are its prefix and twelve hexadecimal digits: the batch's number plus the
 /// row's, modulo 2^48.
@@ -146,6 +158,36 @@ fn notification_id(id: String) -> Result<NotificationId, Refusal> {
     NotificationId::new(id).map_err(Refusal::internal)
 }
 
+/// Writes notifications that nobody has been sent: what is said to one user under one collapse key
+/// is one row, the latest.
+pub(crate) async fn write(held: &mut Held, unheard: &[Unheard]) -> Result<(), sqlx::Error> {
+    let mut rows: BTreeMap<_, (&Unheard, i64)> = BTreeMap::new();
+    for one in unheard {
+        let new = &one.new.notification;
+        let key = one.new.collapse_key.as_deref().unwrap_or(new.id.as_str());
+        let row = rows.entry((one.tenant.as_str(), new.user_id.as_str(), key)).or_insert((one, 0));
+        *row = (one, row.1 + 1);
+    }
+    let rows: Vec<_> = rows.into_values().collect();
+    for (statement, part) in COLLAPSE_MANY.parts(held.statement().kind(), &rows) {
+        on!(held.statement(), c => {
+            let mut query = sqlx::query(statement);
+            for (Unheard { tenant, new: unstored }, occurrences) in part {
+                let new = &unstored.notification;
+                query = query
+                    .bind(tenant.as_str()).bind(new.id.as_str()).bind(new.user_id.as_str())
+                    .bind(&new.kind).bind(&new.title).bind(&new.message)
+                    .bind(new.data.as_ref().map(|data| data.get()))
+                    .bind(new.priority.as_str()).bind(&new.action_url)
+                    .bind(Time(new.created_at)).bind(unstored.expires_at.map(Time))
+                    .bind(&unstored.collapse_key).bind(occurrences);
+            }
+            query.execute(c).await.map(|_| ())
+        })?;
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl NotificationReads for SqlTx {
     async fn unread_notifications(
@@ -157,18 +199,6 @@ impl NotificationReads for SqlTx {
         on!(self.conn().await?, c => sqlx::query_scalar(UNREAD)
             .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now)).fetch_one(c).await)
         .map_err(refusal)
-    }
-
-    async fn has_undelivered(
-        &mut self,
-        tenant: &TenantId,
-        user: &UserId,
-        now: Timestamp,
-    ) -> Result<bool, Refusal> {
-        let row: Option<i32> = on!(self.conn().await?, c => sqlx::query_scalar(HAS_UNDELIVERED)
-            .bind(tenant.as_str()).bind(user.as_str()).bind(Time(now)).fetch_optional(c).await)
-        .map_err(refusal)?;
-        Ok(row.is_some())
     }
 
     async fn awaiting_delivery(
@@ -223,6 +253,11 @@ impl NotificationWrites for SqlTx {
             .map_err(refusal)?;
         let earlier = earlier.ok_or_else(|| Refusal::internal("a notification's id twice"))?;
         Ok(Stored::Known(notification_id(earlier)?))
+    }
+
+    fn collapse_unheard(&mut self, tenant: &TenantId, new: Unstored) -> Result<(), Refusal> {
+        self.batch()?.add_unheard(Unheard { tenant: tenant.clone(), new });
+        Ok(())
     }
 
     async fn insert_plain(&mut self, tenant: &TenantId, all: &[Unstored]) -> Result<(), Refusal> {
@@ -343,7 +378,11 @@ mod tests {
     use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
 
     use super::*;
-    use crate::open::SQLITE_MIGRATIONS;
+    use crate::{
+        joined_rooms::{GO, KEPT, RETURN},
+        open::SQLITE_MIGRATIONS,
+        study_group::GROUPS_OF,
+    };
 
     /// What grows with the number of users, or with what one of them keeps.
     #[tokio::test]
@@ -352,7 +391,12 @@ mod tests {
         SQLITE_MIGRATIONS.run(&pool).await.unwrap();
         for (statement, index) in [
             (UNREAD, "notifications_unread"),
-            (HAS_UNDELIVERED, "notifications_unread"),
+            (KEPT, "notifications_unread"),
+            (KEPT, "exam_sessions_running_of_user"),
+            (KEPT, "joined_rooms_by_user"),
+            (GO, "joined_rooms_by_user"),
+            (RETURN, "joined_rooms_by_user"),
+            (GROUPS_OF, "study_group_members_by_user"),
             (CLAIM, "notifications_unread"),
             (AWAITING, "notifications_undelivered"),
             (COLLAPSE, "notifications_by_collapse_key"),
@@ -362,7 +406,12 @@ mod tests {
             let rows = sqlx::query(explained).fetch_all(&pool).await.unwrap();
             let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
             assert!(plan.iter().any(|line| line.contains(index)), "{statement}: {plan:?}");
-            assert!(!plan.iter().any(|line| line.starts_with("SCAN")), "{statement}: {plan:?}");
+            let is_walk = |line: &String| {
+                ["notifications", "exam_sessions", "joined_rooms"]
+                    .iter()
+                    .any(|table| line.starts_with(&format!("SCAN {table}")))
+            };
+            assert!(!plan.iter().any(is_walk), "{statement}: {plan:?}");
         }
     }
 }

@@ -21,7 +21,7 @@ const GET: &str = "SELECT id, name, description, room_id, creator_id, max_member
     FROM study_groups WHERE tenant_id = $1 AND id = $2 AND deleted_at IS NULL";
 const IDS: &str = "SELECT id FROM study_groups
     WHERE tenant_id = $1 AND id > $2 AND deleted_at IS NULL ORDER BY id LIMIT $3";
-const GROUPS_OF: &str = "SELECT m.group_id FROM study_group_members m
+pub(crate) const GROUPS_OF: &str = "SELECT m.group_id FROM study_group_members m
     JOIN study_groups g ON g.tenant_id = m.tenant_id AND g.id = m.group_id
     WHERE m.tenant_id = $1 AND m.user_id = $2 AND g.deleted_at IS NULL ORDER BY m.group_id";
 const MEMBERS: &str = "SELECT user_id FROM study_group_members

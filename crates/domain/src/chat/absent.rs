@@ -66,5 +66,5 @@ async fn notify(cx: &mut Cx<'_>, message: &ChatMessage, to: UserId) -> Result<()
     // A room that is not read is one notification, whatever is said in it.
     let collapse_key = Some(message.room_id.to_string());
     let draft = Draft { collapse_key, ..Draft::try_from(notice)? };
-    notification::store(cx, to, draft).await.map(|_| ())
+    notification::collapse(cx, to, draft).await
 }

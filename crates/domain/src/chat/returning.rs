@@ -168,11 +168,10 @@ pub async fn take_over(app: &App, tenant: &TenantId) -> Result<(), Refusal> {
 pub async fn restore(
     app: &App,
     caller: &Caller,
-    namespace: &str,
+    lost: &[RoomId],
     effects: &mut Vec<Effect>,
 ) -> Result<(), Refusal> {
     let (tenant, user, now) = (&caller.tenant, &caller.user, app.clock.now());
-    let lost = app.store.read().await?.lost_rooms(tenant, user, namespace, now).await?;
     if lost.is_empty() {
         return Ok(());
     }
@@ -183,7 +182,7 @@ pub async fn restore(
         effects.extend(bring_back(app, caller, room, now).await?);
     }
     let mut tx = app.store.begin(tenant, Scope::Rows).await?;
-    tx.note_return(tenant, user, namespace, now).await?;
+    tx.note_return(tenant, user, caller.namespace, now).await?;
     tx.commit().await
 }
 
@@ -196,12 +195,12 @@ pub async fn bring_back(
 ) -> Result<Vec<Effect>, Refusal> {
     // Many come back at once: in the lane, those who talk would wait for all of them.
     let mut cx = Cx::new(app, caller, Scope::Snapshot, now);
-    // Who has been put out meanwhile stays out.
-    if !cx.tx().await?.is_member(&caller.tenant, room, &caller.user).await? {
-        return Ok(Vec::new());
+    match join_room::show(&mut cx, room, false).await {
+        // Who has been put out meanwhile stays out.
+        Err(Refusal::NotAMember) => Ok(Vec::new()),
+        Err(refusal) => Err(refusal),
+        Ok(_) => cx.commit().await,
     }
-    join_room::show(&mut cx, room, false).await?;
-    cx.commit().await
 }
 
 /// Before this, what was lost is not kept any more.

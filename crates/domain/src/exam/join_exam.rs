@@ -262,13 +262,16 @@ pub(super) fn joined(
 
 /// Puts a socket that came back by itself into the running exams its user was cut off from: the
 /// shipped frontend joins once, when its page is opened.
-pub async fn restore(app: &App, caller: &Caller, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+pub async fn restore(
+    app: &App,
+    caller: &Caller,
+    running: Vec<ExamId>,
+    effects: &mut Vec<Effect>,
+) -> Result<(), Refusal> {
     let now = app.clock.now();
     let mut exams = app.exams.lost(&caller.tenant, &caller.user, now);
-    if app.exams.started_at.after(super::RETURN_WINDOW) >= now || app.presence.is_shared() {
-        // Whoever sits an exam was cut off by this node's start, or by another node's end.
-        let mut reads = app.store.read().await?;
-        exams.extend(reads.running_exams_of(&caller.tenant, &caller.user).await?);
+    if may_be_cut_off_unseen(app, now) {
+        exams.extend(running);
         exams.sort_unstable();
         exams.dedup();
     }
@@ -284,6 +287,19 @@ pub async fn restore(app: &App, caller: &Caller, effects: &mut Vec<Effect>) -> R
         }
     }
     result
+}
+
+/// Whoever sits an exam was cut off by this node's start, or by another node's end.
+fn may_be_cut_off_unseen(app: &App, now: Timestamp) -> bool {
+    app.exams.started_at.after(super::RETURN_WINDOW) >= now || app.presence.is_shared()
+}
+
+/// The exams that the user sits, as far as [`restore`] asks.
+pub async fn running(app: &App, caller: &Caller) -> Result<Vec<ExamId>, Refusal> {
+    if !may_be_cut_off_unseen(app, app.clock.now()) {
+        return Ok(Vec::new());
+    }
+    app.store.read().await?.running_exams_of(&caller.tenant, &caller.user).await
 }
 
 async fn bring_back(

@@ -17,11 +17,16 @@ use super::{ToUser, UserId};
 /// unread.
 const MAX_DELIVERED: u32 = 50;
 
-/// What was stored for the user while they were away. Called when a socket of theirs has been here
-/// for a moment.
-pub async fn deliver_stored(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
+/// What was stored for the user while they were away, if there is something. Called when a socket
+/// of theirs has been here for a moment.
+pub async fn deliver_stored(
+    app: &App,
+    caller: &Caller,
+    has_undelivered: bool,
+) -> Result<Vec<Effect>, Refusal> {
     let (tenant, user) = (&caller.tenant, &caller.user);
-    let effects = welcome(app, tenant, user).await;
+    // Most who come have missed nothing: they do not wait for the lane.
+    let effects = if has_undelivered { welcome(app, tenant, user).await } else { Ok(Vec::new()) };
     // Whatever has happened: who is not noted is never sent anything at once.
     app.presence.settled(tenant, user);
     effects
@@ -29,10 +34,6 @@ pub async fn deliver_stored(app: &App, caller: &Caller) -> Result<Vec<Effect>, R
 
 async fn welcome(app: &App, tenant: &TenantId, user: &UserId) -> Result<Vec<Effect>, Refusal> {
     let now = app.clock.now();
-    // Most who come have missed nothing: they do not wait for the lane.
-    if !app.store.read().await?.has_undelivered(tenant, user, now).await? {
-        return Ok(Vec::new());
-    }
     let system = Caller::system(tenant);
     let mut cx = Cx::new(app, &system, Scope::Lane, now);
     cx.tx().await?;

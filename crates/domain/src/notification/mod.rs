@@ -203,7 +203,24 @@ pub async fn tell(cx: &mut Cx<'_>, notices: Vec<(UserId, Notice)>) -> Result<(),
 pub async fn store(cx: &mut Cx<'_>, to: UserId, draft: Draft) -> Result<NotificationId, Refusal> {
     // As in [`tell`].
     cx.tx().await?;
-    let mut new = Unstored::new(cx, to.clone(), draft)?;
+    let new = Unstored::new(cx, to, draft)?;
+    put(cx, new).await
+}
+
+/// As [`store`], for one that has a collapse key: who does not hear it costs no statement of their
+/// own.
+pub async fn collapse(cx: &mut Cx<'_>, to: UserId, draft: Draft) -> Result<(), Refusal> {
+    // As in [`tell`].
+    cx.tx().await?;
+    let new = Unstored::new(cx, to, draft)?;
+    if new.delivered_at.is_some() || new.dedupe_key.is_some() {
+        return put(cx, new).await.map(|_| ());
+    }
+    let tenant = &cx.caller.tenant;
+    cx.tx().await?.collapse_unheard(tenant, new)
+}
+
+async fn put(cx: &mut Cx<'_>, mut new: Unstored) -> Result<NotificationId, Refusal> {
     let tenant = &cx.caller.tenant;
     match cx.tx().await?.insert_notification(tenant, &new).await? {
         Stored::New => {}
@@ -215,7 +232,8 @@ pub async fn store(cx: &mut Cx<'_>, to: UserId, draft: Draft) -> Result<Notifica
     }
     let id = new.notification.id.clone();
     if new.delivered_at.is_some() {
-        cx.send(ToUser(to), &NewNotification(new.notification))?;
+        let to = ToUser(new.notification.user_id.clone());
+        cx.send(to, &NewNotification(new.notification))?;
     }
     Ok(id)
 }

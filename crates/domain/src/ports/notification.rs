@@ -17,13 +17,6 @@ pub trait NotificationReads: Send {
         user: &UserId,
         now: Timestamp,
     ) -> Result<i64>;
-    /// Whether something unread is kept that the user has not been sent.
-    async fn has_undelivered(
-        &mut self,
-        tenant: &TenantId,
-        user: &UserId,
-        now: Timestamp,
-    ) -> Result<bool>;
     /// Users for whom something made since an instant has not been delivered.
     async fn awaiting_delivery(
         &mut self,
@@ -36,6 +29,9 @@ pub trait NotificationReads: Send {
 pub trait NotificationWrites: Send {
     /// Stores a notification, or what its keys make of it.
     async fn insert_notification(&mut self, tenant: &TenantId, new: &Unstored) -> Result<Stored>;
+    /// As `insert_notification`, for one that has no dedupe key and is not delivered: it is stored
+    /// by the end of the transaction, and nobody hears what became of it. Only in the lane.
+    fn collapse_unheard(&mut self, tenant: &TenantId, new: Unstored) -> Result<()>;
     /// Stores notifications without keys.
     async fn insert_plain(&mut self, tenant: &TenantId, new: &[Unstored]) -> Result<()>;
     /// Stores one for everybody of the audience who is not suspended, undelivered, in a single

@@ -6,21 +6,22 @@ use super::Result;
 use crate::{
     chat::returning::Noted,
     ids::{Offset, RoomId, TenantId, Timestamp, UserId},
-    recovery::Session,
+    recovery::{Claim, Session},
+    session::Kept,
 };
 
 #[async_trait]
 pub trait ReturnReads: Send {
-    /// The rooms of the user's lost sockets in a namespace, while they are kept; the newest last.
-    async fn lost_rooms(
+    /// What the user is to be brought who has come to a namespace.
+    async fn kept(
         &mut self,
         tenant: &TenantId,
         user: &UserId,
         namespace: &str,
         now: Timestamp,
-    ) -> Result<Vec<RoomId>>;
-    /// The session of a private id, by its digest.
-    async fn session(&mut self, pid: &str) -> Result<Option<Session>>;
+    ) -> Result<Kept>;
+    /// The session that a client claims.
+    async fn session(&mut self, claim: &Claim) -> Result<Option<Session>>;
     /// The chat rooms its socket was in and its user belongs to, and up to where each was shown when
     /// it joined.
     async fn session_rooms(&mut self, session: &Session) -> Result<Vec<(RoomId, Offset)>>;

@@ -9,6 +9,7 @@ use std::{
 
 use carillon_domain::{
     App, Caller, Code, Cx, Effect, Timestamp, UserId,
+    chat::{join_room::JoinRoom, send_message::SendMessage},
     contract::{Command as _, Scope},
     identity::Role,
     ids::NotificationId,
@@ -170,6 +171,54 @@ async fn what_is_stored_while_its_user_comes_is_neither_lost_nor_doubled() {
     }
 }
 
+/// What queues while the lane is held makes one batch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_away_has_one_notification_of_a_room_whatever_a_batch_says_in_it() {
+    for world in World::each().await {
+        let (t, ana, ben) = (tenant("t"), caller("t", "ana"), caller("t", "ben"));
+        world.provision(&["ana", "ben"]).await;
+        for member in [&ana, &ben] {
+            world.ask(member, &JoinRoom::example()).await.unwrap();
+        }
+        let say = async |text: &str| {
+            let message = SendMessage { message: text.into(), ..SendMessage::example() };
+            world.ask(&ana, &message).await.unwrap();
+        };
+        let undone = async || {
+            let mut cx = Cx::new(&world.app, &ana, Scope::Lane, world.app.clock.now());
+            let draft = Draft { collapse_key: Some("algebra".into()), ..draft(None) };
+            notification::collapse(&mut cx, user("ben"), draft).await.unwrap();
+        };
+        let unread = async || {
+            let mut tx = world.store.begin(&t, Scope::Lane).await.unwrap();
+            tx.unread_notifications(&t, &user("ben"), world.app.clock.now()).await.unwrap()
+        };
+        let held = world.store.begin(&t, Scope::Lane).await.unwrap();
+        let batch = async {
+            tokio::join!(biased; undone(), unread(), say("1"), undone(), say("2"), unread(), say("3"))
+        };
+        let (results, ()) = tokio::join!(biased; batch, async { drop(held) });
+        assert_eq!((results.1, results.5), (0, 1));
+        say("4").await;
+
+        session::connected(&world.app, &ben).await.unwrap();
+        let told: Vec<serde_json::Value> = settled(&world.app, &ben)
+            .await
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Emit(emit) if emit.row.name == "new-notification" => {
+                    serde_json::from_str(emit.payload.get()).ok()
+                }
+                _ => None,
+            })
+            .collect();
+        let [one] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((one["message"].as_str(), one["count"].as_i64()), (Some("4"), Some(4)));
+        let ids: Vec<_> = pushed(&settled(&world.app, &ben).await);
+        assert_eq!(ids, [], "it is delivered once");
+    }
+}
+
 fn offsets(effects: &[Effect]) -> Vec<(i64, String)> {
     let emits = effects.iter().filter_map(|effect| match effect {
         Effect::Emit(emit) if emit.row.name == "new-notification" => emit.offset,
@@ -247,8 +296,9 @@ async fn ten_thousand_are_reached_by_one_statement_and_nobody_else_waits() {
         let waiting = notification::awaiting(&world.app, &t, since).await.unwrap();
         assert_eq!(waiting.len(), 1_000);
         let begun = Instant::now();
-        let mut heard = Vec::new();
-        for some in waiting.chunks(50) {
+        let (mut heard, deliveries) = (Vec::new(), waiting.chunks(50));
+        let count = deliveries.len();
+        for some in deliveries {
             heard.extend(pushed(&notification::deliver(&world.app, &t, some).await.unwrap()));
         }
         let took = begun.elapsed();
@@ -258,7 +308,8 @@ async fn ten_thousand_are_reached_by_one_statement_and_nobody_else_waits() {
             "{}: 1,000 delivered in {took:?}, {times} others waited at most {worst:?}",
             world.store.kind()
         );
-        assert!(times > waiting.len() / 50, "{times}");
+        // Whoever queues just behind a long delivery goes with the next.
+        assert!(times * 4 > count, "{times}");
 
         let ids: HashSet<_> = heard.iter().map(|(id, _)| id).collect();
         let users: HashSet<_> = heard.iter().map(|(_, user)| user.clone()).collect();
