@@ -37,7 +37,7 @@ use crate::{
     },
     expiry::Expiries,
     fanout::Fanout,
-    gateway::{Gateway, ROOMS_AT_ONCE},
+    gateway::{COMING_AT_ONCE, Gateway, ROOMS_AT_ONCE},
     http::{
         api::{self, Api},
         health::{self, Health},
@@ -144,6 +144,7 @@ impl Node {
             io,
             metrics: metrics.clone(),
             showing: Semaphore::new(ROOMS_AT_ONCE),
+            coming: Semaphore::new(COMING_AT_ONCE),
             tasks: TaskTracker::new(),
         });
         socketio::register(&gateway);

@@ -20,6 +20,10 @@ use crate::{
 /// said: a herd that comes back is not to keep those waiting who talk.
 pub const ROOMS_AT_ONCE: usize = 4;
 
+/// Sockets for which the database is asked at a time while they come. More would be no quicker, and
+/// those who are here would wait among them: for connections to the database, and for its processors.
+pub const COMING_AT_ONCE: usize = 4;
+
 /// One node.
 pub struct Gateway {
     pub domain: Arc<Domain>,
@@ -35,6 +39,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// See [`ROOMS_AT_ONCE`].
     pub showing: Semaphore,
+    /// See [`COMING_AT_ONCE`].
+    pub coming: Semaphore,
     /// The drains of inboxes, and whatever else must end before the process does.
     pub tasks: TaskTracker,
 }

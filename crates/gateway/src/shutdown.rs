@@ -14,7 +14,7 @@ use crate::{connection::Closing, gateway::Gateway};
 
 /// Between two waves of closing; a balancer and a database see a slope, not a wall.
 const WAVE: Duration = Duration::from_millis(100);
-/// Closed in one wave, 50 a second, unless that took more than half of what a drain may take. Each
+/// Closed in one wave, 50 a second, unless that took more than three quarters of what a drain may take. Each
 /// client is away for a second or two however long the drain takes, and the slower they come, the
 /// less do the others wait.
 const AT_ONCE: usize = 5;
@@ -41,7 +41,8 @@ pub async fn drain(gateway: &Gateway, stop: &CancellationToken, at_most: Duratio
     let mut connections = gateway.connections.all();
     // What polls needs a listener that is there; a WebSocket can wait.
     connections.sort_by_key(|connection| !connection.is_polling());
-    let waves = usize::try_from((at_most / 2).as_millis() / WAVE.as_millis()).unwrap_or(1).max(1);
+    let most = at_most.as_millis() * 3 / 4;
+    let waves = usize::try_from(most / WAVE.as_millis()).unwrap_or(1).max(1);
     let wave = connections.len().div_ceil(waves).max(AT_ONCE);
     for (index, some) in connections.chunks(wave).enumerate() {
         if index > 0 {

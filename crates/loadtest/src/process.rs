@@ -204,9 +204,10 @@ mod tests {
     fn nodes_are_added_up() {
         assert!(Processes::of_ids(&[]).is_none());
         let this = std::process::id();
-        let [one, two] =
-            [&[this][..], &[this, this]].map(|ids| Processes::of_ids(ids).unwrap().memory());
-        assert!(two.unwrap().peak_bytes >= 2 * one.unwrap().peak_bytes);
+        let [one, two] = [&[this][..], &[this, this]]
+            .map(|ids| Processes::of_ids(ids).unwrap().memory().unwrap().peak_bytes);
+        // The kernel's counters are exact to some pages.
+        assert!(two > one + one / 2, "{one} {two}");
         assert!(Processes::of_ids(&[this, u32::MAX]).unwrap().cpu().is_err(), "one is not there");
     }
 
