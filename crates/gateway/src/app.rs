@@ -26,6 +26,7 @@ use crate::{
     auth::Authenticator,
     clock::{self, DatabaseClock},
     cluster::{self, Peers},
+    coming::Coming,
     config::{self, Config},
     connection::{Connections, Limits, OUTBOUND_SLOTS},
     edge::{
@@ -37,7 +38,7 @@ use crate::{
     },
     expiry::Expiries,
     fanout::Fanout,
-    gateway::{COMING_AT_ONCE, Gateway, ROOMS_AT_ONCE},
+    gateway::{Gateway, ROOMS_AT_ONCE},
     http::{
         api::{self, Api},
         health::{self, Health},
@@ -144,7 +145,7 @@ impl Node {
             io,
             metrics: metrics.clone(),
             showing: Semaphore::new(ROOMS_AT_ONCE),
-            coming: Semaphore::new(COMING_AT_ONCE),
+            coming: Coming::default(),
             tasks: TaskTracker::new(),
         });
         socketio::register(&gateway);
@@ -234,7 +235,7 @@ impl Node {
         let clock = tokio::spawn(async move {
             stop_clock.run_until_cancelled(clock::follow(clock, &store)).await;
         });
-        let followed = self.cluster.map(|cluster| {
+        let followed = self.cluster.clone().map(|cluster| {
             let end = end.clone();
             tokio::spawn(async move { cluster.nodes.follow(end).await })
         });
@@ -245,7 +246,7 @@ impl Node {
         self.health.drain();
         // Balancers stop sending before the listener closes.
         tokio::time::sleep(self.drain_notice).await;
-        shutdown::drain(&self.gateway, &stop, self.drain).await;
+        shutdown::drain(&self.gateway, self.cluster.as_deref(), &stop, self.drain).await;
         end.cancel();
         let ended = match failed {
             Some(ended) => ended.context("a job has failed").and_then(|()| bail!("the jobs ended")),

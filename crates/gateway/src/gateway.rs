@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     auth::Authenticator,
     cluster::Peers,
+    coming::Coming,
     connection::Connections,
     fanout::Fanout,
     metrics::Metrics,
@@ -19,10 +20,6 @@ use crate::{
 /// Rooms that are shown at a time to those who have gone on in them. Each takes its turn among what is
 /// said: a herd that comes back is not to keep those waiting who talk.
 pub const ROOMS_AT_ONCE: usize = 4;
-
-/// Sockets for which the database is asked at a time while they come. More would be no quicker, and
-/// those who are here would wait among them: for connections to the database, and for its processors.
-pub const COMING_AT_ONCE: usize = 4;
 
 /// One node.
 pub struct Gateway {
@@ -39,8 +36,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// See [`ROOMS_AT_ONCE`].
     pub showing: Semaphore,
-    /// See [`COMING_AT_ONCE`].
-    pub coming: Semaphore,
+    /// What those who come ask of the database.
+    pub coming: Coming,
     /// The drains of inboxes, and whatever else must end before the process does.
     pub tasks: TaskTracker,
 }

@@ -9,6 +9,7 @@ mod auth;
 mod boards;
 mod clock;
 mod cluster;
+mod coming;
 mod config;
 pub mod connection;
 mod dev;

@@ -10,13 +10,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{connection::Closing, gateway::Gateway};
+use crate::{connection::Closing, edge::forward::Forwarder, gateway::Gateway};
 
 /// Between two waves of closing; a balancer and a database see a slope, not a wall.
 const WAVE: Duration = Duration::from_millis(100);
-/// Closed in one wave, 50 a second, unless that took more than three quarters of what a drain may take. Each
-/// client is away for a second or two however long the drain takes, and the slower they come, the
-/// less do the others wait.
+/// Closed in one wave, 50 a second, unless that took more than three quarters of what a drain may
+/// take. Each client is away for a second or two however long the drain takes, and the slower they
+/// come, the less do the others wait.
 const AT_ONCE: usize = 5;
 
 /// Waits for SIGTERM or SIGINT.
@@ -30,10 +30,22 @@ pub async fn signal() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Closes the listener, then every connection in waves, and waits for what they had asked.
-pub async fn drain(gateway: &Gateway, stop: &CancellationToken, at_most: Duration) {
+/// Closes the listener, then every connection in waves, also those that only pass here, and waits
+/// for what they had asked.
+pub async fn drain(
+    gateway: &Gateway,
+    forwarder: Option<&Forwarder>,
+    stop: &CancellationToken,
+    at_most: Duration,
+) {
     let deadline = Instant::now() + at_most;
     tracing::info!("draining");
+    let closing = gateway.connections.all().len() + forwarder.map_or(0, Forwarder::tunnels);
+    let waves = u32::try_from(closing.div_ceil(AT_ONCE)).unwrap_or(u32::MAX);
+    let time = WAVE.saturating_mul(waves).min(at_most * 3 / 4);
+    if let Some(forwarder) = forwarder {
+        forwarder.end_over(time);
+    }
     stop.cancel();
     if session::note_seen(&gateway.domain, Duration::ZERO).await.is_err() {
         tracing::warn!("who is here could not be noted; expired tokens will not be taken back");
@@ -41,9 +53,8 @@ pub async fn drain(gateway: &Gateway, stop: &CancellationToken, at_most: Duratio
     let mut connections = gateway.connections.all();
     // What polls needs a listener that is there; a WebSocket can wait.
     connections.sort_by_key(|connection| !connection.is_polling());
-    let most = at_most.as_millis() * 3 / 4;
-    let waves = usize::try_from(most / WAVE.as_millis()).unwrap_or(1).max(1);
-    let wave = connections.len().div_ceil(waves).max(AT_ONCE);
+    let waves = usize::try_from(time.as_millis() / WAVE.as_millis()).unwrap_or(1).max(1);
+    let wave = connections.len().div_ceil(waves).max(1);
     for (index, some) in connections.chunks(wave).enumerate() {
         if index > 0 {
             sleep(WAVE).await;

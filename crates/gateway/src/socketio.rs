@@ -154,7 +154,7 @@ impl Seat {
         if let Some(expires_at) = self.expires_at {
             gateway.fanout.expiries.watch(self, expires_at);
         }
-        let _turn = gateway.coming.acquire().await;
+        let _turn = gateway.coming.turn().await;
         // Without its rooms the user could not be shown to anybody: the client comes back.
         let Ok(effects) = session::connected(&gateway.domain, &self.current()).await else {
             gateway.connections.kill(&self.connection, Closing::Unavailable);
@@ -464,14 +464,14 @@ async fn recover(
     let Some(claim) = Claim::new(pid, shown("offset")) else {
         return Ok(anew(Some(recovery::Reason::Unknown)));
     };
-    let turn = gateway.coming.acquire().await;
+    let turn = gateway.coming.turn().await;
     let session = match recovery::find(domain, key, &claim).await? {
         Ok(session) => session,
         Err(reason) => return Ok(anew(Some(reason))),
     };
     drop(turn);
     end_older(gateway, key, &session).await;
-    let _turn = gateway.coming.acquire().await;
+    let _turn = gateway.coming.turn().await;
     let recovered = recovery::take(domain, session, &claim).await?;
     Ok(recovered.map_or_else(
         || anew(Some(recovery::Reason::Unknown)),

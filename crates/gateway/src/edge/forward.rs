@@ -7,7 +7,10 @@
 use std::{
     convert::Infallible,
     error::Error as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,8 +37,6 @@ const CONNECT: Duration = Duration::from_secs(2);
 const MARGIN: Duration = Duration::from_secs(5);
 /// The owner is asked again to let a poll go after so long.
 const RECALL: Duration = Duration::from_millis(500);
-/// When this node ends, its tunnels do so over this time.
-const WAVES_MS: u64 = 1_000;
 /// Failures of so long are one line in the log.
 const BURST: Duration = Duration::from_secs(30);
 
@@ -60,7 +61,41 @@ pub struct Forwarder {
     tasks: TaskTracker,
     /// This node is going away.
     stop: CancellationToken,
+    tunnels: Arc<Tunnels>,
     warned: Mutex<Option<Instant>>,
+}
+
+/// Upgraded connections whose sessions other nodes hold.
+#[derive(Default)]
+struct Tunnels {
+    open: AtomicUsize,
+    /// When this node goes away, they end over so many milliseconds.
+    ends_over_ms: AtomicU64,
+}
+
+/// One of them.
+struct Tunnel(Arc<Tunnels>);
+
+impl Tunnel {
+    fn open(among: &Arc<Tunnels>) -> Self {
+        among.open.fetch_add(1, Ordering::Relaxed);
+        Self(among.clone())
+    }
+
+    /// Waits until it has its turn to end.
+    async fn is_over(&self, stop: CancellationToken) {
+        stop.cancelled().await;
+        let mut random = [0; 8];
+        let _ = getrandom::fill(&mut random);
+        let over = self.0.ends_over_ms.load(Ordering::Acquire).max(1);
+        sleep(Duration::from_millis(u64::from_le_bytes(random) % over)).await;
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why a request was not answered by the owner of its session.
@@ -107,7 +142,27 @@ impl Forwarder {
     ) -> anyhow::Result<Self> {
         let client = Client::new(CONNECT)?;
         let patience = silent + MARGIN;
-        Ok(Self { nodes, client, patience, metrics, tasks, stop, warned: Mutex::default() })
+        Ok(Self {
+            nodes,
+            client,
+            patience,
+            metrics,
+            tasks,
+            stop,
+            tunnels: Arc::default(),
+            warned: Mutex::default(),
+        })
+    }
+
+    /// How many upgraded connections pass here on their way to another node.
+    pub fn tunnels(&self) -> usize {
+        self.tunnels.open.load(Ordering::Relaxed)
+    }
+
+    /// When this node goes away, they end over that time.
+    pub fn end_over(&self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.tunnels.ends_over_ms.store(ms, Ordering::Release);
     }
 
     /// Answers a request to a session of another node as its owner, whom `tag` names, does to
@@ -185,14 +240,10 @@ impl Forwarder {
         let from_owner = hyper::upgrade::on(&mut answer);
         let mut answer = told(answer.map(|_| Body::empty()));
         proxy::headers::upgrade(answer.headers_mut());
-        let stop = self.stop.clone();
-        let end = async move {
-            stop.cancelled().await;
-            let mut random = [0; 8];
-            let _ = getrandom::fill(&mut random);
-            sleep(Duration::from_millis(u64::from_le_bytes(random) % WAVES_MS)).await;
-        };
-        self.tasks.spawn(proxy::tunnel(from_client, from_owner, end));
+        let (tunnel, stop) = (Tunnel::open(&self.tunnels), self.stop.clone());
+        self.tasks.spawn(async move {
+            proxy::tunnel(from_client, from_owner, tunnel.is_over(stop)).await;
+        });
         Ok(answer)
     }
 
