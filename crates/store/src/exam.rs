@@ -108,6 +108,10 @@ const SAVE_ATTEMPT: &str = "UPDATE exam_sessions SET
         deadline_at = $8, clock_rev = $9, forced_at = $10, last_activity = $11, left_at = $12,
         completed_at = $13, ended_by = $14, journal_len = $15, journal_head = $16
     WHERE tenant_id = $1 AND id = $2";
+/// SQLite writes an index anew for every column that is set, whether it changes or not.
+const SAVE_PROGRESS: &str = "UPDATE exam_sessions SET
+        current_question = $3, last_activity = $4, journal_len = $5, journal_head = $6
+    WHERE tenant_id = $1 AND id = $2";
 const RUNNING_OF: &str = "SELECT exam_id FROM exam_sessions
     WHERE tenant_id = $1 AND user_id = $2 AND status <> 'COMPLETED' AND left_at IS NULL";
 const DUE: &str = "SELECT tenant_id, id FROM exam_sessions
@@ -804,6 +808,14 @@ impl ExamWrites for SqlTx {
             .bind(attempt.completed_at.map(Time)).bind(attempt.ended_by.map(EndedBy::as_str))
             .bind(attempt.journal_len).bind(&attempt.journal_head)
             .execute(c).await.map(|_| ()))
+        .map_err(refusal)
+    }
+
+    async fn save_progress(&mut self, tenant: &TenantId, attempt: &Attempt) -> Result<(), Refusal> {
+        on!(self.conn().await?, c => sqlx::query(SAVE_PROGRESS)
+            .bind(tenant.as_str()).bind(attempt.id.as_str()).bind(attempt.current_question)
+            .bind(Time(attempt.last_activity)).bind(attempt.journal_len)
+            .bind(&attempt.journal_head).execute(c).await.map(|_| ()))
         .map_err(refusal)
     }
 

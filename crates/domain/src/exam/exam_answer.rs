@@ -73,7 +73,7 @@ impl Handle for ExamAnswer {
             let saved = Entry::Answered { answers: vec![Saved::from(&answer)] };
             journal(cx, &mut attempt, &[&saved]).await?;
             attempt.last_activity = now;
-            cx.tx().await?.save_attempt(tenant, &attempt).await?;
+            cx.tx().await?.save_progress(tenant, &attempt).await?;
         }
         let (id, known) = (attempt.id, (place, answer.version));
         cx.after_commit(move || caller.told.tell(&id, [known]));

@@ -104,7 +104,7 @@ impl Handle for ExamProgress {
             journal(cx, &mut attempt, &[&saved]).await?;
         }
         attempt.last_activity = now;
-        cx.tx().await?.save_attempt(tenant, &attempt).await?;
+        cx.tx().await?.save_progress(tenant, &attempt).await?;
         let saved = ExamProgressSaved {
             exam_id: self.exam_id,
             current_question: attempt.current_question,

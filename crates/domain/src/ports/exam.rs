@@ -151,6 +151,9 @@ pub trait ExamWrites: Send {
         exam: &ExamId,
     ) -> Result<Vec<Attempt>>;
     async fn save_attempt(&mut self, tenant: &TenantId, attempt: &Attempt) -> Result<()>;
+    /// As `save_attempt`, of what answers change: where it is, when it was last heard of, its
+    /// journal. Nothing that an index holds.
+    async fn save_progress(&mut self, tenant: &TenantId, attempt: &Attempt) -> Result<()>;
     /// Stores the answer and gives it its version; false when the same was stored already.
     async fn put_answer(
         &mut self,
