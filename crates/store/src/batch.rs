@@ -1,9 +1,10 @@
 //! What the commands of one batch have written so far.
 //!
 //! Every statement is a way to the database and back, so what a command only adds (messages,
-//! durable events, notifications that nobody hears yet) is kept in memory, numbered under the lane, and written for the whole batch in
-//! a few statements. A command that does nothing else never sees a savepoint. Whoever runs a
-//! statement of its own gets one, and finds the messages before it written.
+//! durable events, notifications that nobody hears yet) is kept in memory, numbered under the lane,
+//! and written for the whole batch in a few statements. A command that does nothing else never sees
+//! a savepoint. Whoever runs a statement of its own gets one, and finds what was said before it
+//! written.
 
 use std::{collections::HashMap, mem::take};
 

@@ -192,8 +192,10 @@ impl ReturnReads for SqlTx {
 
     async fn session(&mut self, claim: &Claim) -> Result<Option<Session>, Refusal> {
         type Row = (String, String, String, String, String, i64, i64, Option<Time>, i64, bool);
+        // A client can say anything; there is one after each of these.
+        let heard = claim.offset.map_or(0, |offset| offset.0.min(i64::MAX - 1));
         let row: Option<Row> = on!(self.conn().await?, c => sqlx::query_as(SESSION)
-            .bind(&claim.pid).bind(claim.offset.unwrap_or(Offset(0)).0).fetch_optional(c).await)
+            .bind(&claim.pid).bind(heard).fetch_optional(c).await)
         .map_err(refusal)?;
         let Some((tenant, user, namespace, id, node, generation, since, lost_at, head, is_kept)) =
             row

@@ -150,6 +150,11 @@ async fn a_session_has_one_heir_and_stays_its_own() {
         assert!(session.lost_at.is_some(), "what was only noted counts");
         let elsewhere = recovery::find(app, (&t, &ana, "/chat"), &claim).await.unwrap();
         assert_eq!(elsewhere.unwrap_err(), Reason::Unknown);
+        for made_up in [i64::MAX, i64::MAX - 1, 1_000_000] {
+            let claim = Claim::new("secret", Some(&made_up.to_string())).unwrap();
+            let found = recovery::find(app, (&t, &ana, "/"), &claim).await.unwrap();
+            assert_eq!(found.unwrap_err(), Reason::Unknown, "{made_up}");
+        }
         let second = session.clone();
         let heir = recovery::take(app, session, &claim).await.unwrap().unwrap();
         assert_eq!((heir.connection, heir.rooms.len()), (socket.connection.clone(), 1));
