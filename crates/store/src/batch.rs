@@ -17,6 +17,7 @@ use crate::{
     chat,
     error::refusal,
     notification, outbox,
+    sitting::{self, Sittings},
     tx::{Held, Statement},
 };
 
@@ -30,6 +31,7 @@ pub(crate) struct Batch {
     /// Of these the database knows nothing yet.
     messages: Vec<Message>,
     unheard: Vec<Unheard>,
+    sittings: Sittings,
     events: Vec<Event>,
     /// Where in each the running command's begin.
     own: Own,
@@ -39,6 +41,7 @@ pub(crate) struct Batch {
 struct Own {
     messages: usize,
     unheard: usize,
+    sittings: sitting::Mark,
     events: usize,
 }
 
@@ -103,6 +106,7 @@ impl Batch {
             known,
             messages: Vec::new(),
             unheard: Vec::new(),
+            sittings: Sittings::default(),
             events: Vec::new(),
             own: Own::default(),
         }
@@ -113,6 +117,7 @@ impl Batch {
         self.own = Own {
             messages: self.messages.len(),
             unheard: self.unheard.len(),
+            sittings: self.sittings.mark(),
             events: self.events.len(),
         };
         if self.savepoint == Savepoint::Own {
@@ -124,6 +129,7 @@ impl Batch {
     pub(crate) async fn undo_command(&mut self) -> Result<(), sqlx::Error> {
         self.messages.truncate(self.own.messages);
         self.unheard.truncate(self.own.unheard);
+        self.sittings.truncate(self.own.sittings);
         self.events.truncate(self.own.events);
         if self.savepoint == Savepoint::Own {
             self.held.run("ROLLBACK TO SAVEPOINT command").await?;
@@ -138,6 +144,7 @@ impl Batch {
         }
         chat::write(&mut self.held, &self.messages).await?;
         notification::write(&mut self.held, &self.unheard).await?;
+        self.sittings.write(&mut self.held).await?;
         outbox::write(&mut self.held, &self.events).await?;
         self.held.commit().await?;
         for event in self.events {
@@ -165,15 +172,18 @@ impl Batch {
             let is_sound = std::mem::replace(&mut self.is_sound, false);
             let messages: Vec<_> = self.messages.drain(..self.own.messages).collect();
             let unheard: Vec<_> = self.unheard.drain(..self.own.unheard).collect();
-            (self.own.messages, self.own.unheard) = (0, 0);
+            let sittings = self.sittings.before(self.own.sittings);
+            self.own = Own { events: self.own.events, ..Own::default() };
             chat::write(&mut self.held, &messages).await?;
             notification::write(&mut self.held, &unheard).await?;
+            sittings.write(&mut self.held).await?;
             self.set_savepoint().await?;
             self.is_sound = is_sound;
         }
         let (messages, unheard) = (take(&mut self.messages), take(&mut self.unheard));
         chat::write(&mut self.held, &messages).await?;
         notification::write(&mut self.held, &unheard).await?;
+        take(&mut self.sittings).write(&mut self.held).await?;
         Ok(&mut self.held)
     }
 
@@ -220,6 +230,11 @@ impl Batch {
 
     pub(crate) fn add_unheard(&mut self, unheard: Unheard) {
         self.unheard.push(unheard);
+    }
+
+    /// What waits of running attempts.
+    pub(crate) fn sittings(&mut self) -> &mut Sittings {
+        &mut self.sittings
     }
 
     /// The offset of the tenant's newest event.

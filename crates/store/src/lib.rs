@@ -18,6 +18,7 @@ mod notification;
 mod open;
 mod outbox;
 mod rows;
+mod sitting;
 mod stay;
 mod study_group;
 mod time;
