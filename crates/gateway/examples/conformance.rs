@@ -10,7 +10,7 @@ use bytes::Bytes;
 use carillon_domain::contract::Rate;
 use carillon_gateway::{
     connection::{Connections, Limits},
-    edge::{Edge, accept, engine::Engine},
+    edge::{Edge, accept, engine::Engine, threshold::Greeting},
     http::origin::Origins,
     metrics::Metrics,
     socketio::{Adapter, NodeHub},
@@ -32,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 const PING_INTERVAL: Duration = Duration::from_millis(300);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_millis(200);
 const MAX_PAYLOAD: u32 = 1_000_000;
 
@@ -103,8 +104,13 @@ async fn connected(socket: SocketRef<Adapter>, TryData(auth): TryData<rmpv::Valu
 /// The edge of one engine, as a route.
 fn route<E: Engine>(engine: E, connections: &Arc<Connections>) -> Router {
     let origins = Arc::new(Origins::new(&[], true));
-    let max_payload = MAX_PAYLOAD as usize;
-    let edge = Edge::new(engine, connections.clone(), origins, max_payload, TaskTracker::new())
+    let greeting = Greeting {
+        ping_interval: PING_INTERVAL,
+        ping_timeout: PING_TIMEOUT,
+        max_payload: MAX_PAYLOAD as usize,
+        connect_timeout: CONNECT_TIMEOUT,
+    };
+    let edge = Edge::new(engine, connections.clone(), origins, greeting, TaskTracker::new())
         .with_eio3(true);
     Router::new().route(E::PATH, any(move |request: Request| edge.clone().handle(request)))
 }
@@ -136,7 +142,7 @@ async fn main() -> anyhow::Result<()> {
         .ping_interval(PING_INTERVAL)
         .ping_timeout(PING_TIMEOUT)
         .max_payload(u64::from(MAX_PAYLOAD))
-        .connect_timeout(Duration::from_secs(1))
+        .connect_timeout(CONNECT_TIMEOUT)
         .with_adapter::<Adapter>(NodeHub::new(ours.clone()))
         .build_svc();
     for path in ["/", "/custom"] {

@@ -34,6 +34,7 @@ use crate::{
         accept::{self, Entrance},
         forward::Forwarder,
         nodes::Nodes,
+        threshold::Greeting,
         tls::Certificates,
     },
     expiry::Expiries,
@@ -158,7 +159,7 @@ impl Node {
             engine,
             connections,
             origins.clone(),
-            config.server.max_payload,
+            greeting(config),
             gateway.tasks.clone(),
         )
         .with_eio3(config.server.allow_eio3)
@@ -397,6 +398,15 @@ fn limits(config: &Config) -> Limits {
         silent: config.server.ping_interval.0 + config.server.ping_timeout.0 + SILENCE,
         unauthenticated: config.limits.unauthenticated,
         failed_handshakes: config.limits.failed_handshakes.0,
+    }
+}
+
+fn greeting(config: &Config) -> Greeting {
+    Greeting {
+        ping_interval: config.server.ping_interval.0,
+        ping_timeout: config.server.ping_timeout.0,
+        max_payload: config.server.max_payload,
+        connect_timeout: CONNECT_TIMEOUT,
     }
 }
 

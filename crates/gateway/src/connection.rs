@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use crate::{
     edge::{
-        outlet::{Flushed, Outlet, SharedTcp},
+        outlet::{Flushed, Outlet, Tcp},
         upgrade::Polling,
     },
     http::origin::OriginId,
@@ -483,9 +483,9 @@ impl Connections {
     }
 
     /// From here on events may go to the client past the engine.
-    pub fn let_out(&self, connection: &Connection, stream: &SharedTcp) {
+    pub fn let_out(&self, connection: &Connection, tcp: Tcp) {
         let next = self.next_writer.fetch_add(1, Ordering::Relaxed);
-        let outlet = Outlet::new(stream.0.clone(), next % self.writers.len());
+        let outlet = Outlet::new(tcp, next % self.writers.len());
         // A connection has only ever one WebSocket.
         let _ = connection.outlet.set(Box::new(outlet));
     }
@@ -523,9 +523,14 @@ impl Connections {
         Ok(connection)
     }
 
-    /// Those who have not authenticated.
+    /// How many have not authenticated.
     pub fn unauthenticated(&self) -> usize {
         self.strangers.len()
+    }
+
+    /// Those who have not authenticated.
+    pub fn strangers(&self) -> Vec<Arc<Connection>> {
+        self.strangers.all()
     }
 
     /// Forgets addresses of which nothing is open or remembered.

@@ -156,6 +156,10 @@ impl Strangers {
         self.state().all.len()
     }
 
+    pub fn all(&self) -> Vec<Arc<Connection>> {
+        self.state().all.values().filter_map(|entry| entry.connection.upgrade()).collect()
+    }
+
     /// Waits until it is this one's turn, where there is need to.
     pub async fn turn(&self, ip: IpAddr) -> Result<(), Overrun> {
         let line = {

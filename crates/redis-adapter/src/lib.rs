@@ -10,5 +10,5 @@ pub mod link;
 mod local;
 pub mod wire;
 
-pub use local::{Broadcast, Hub, NodeAdapter, Tap, ack_frame, event_frame};
+pub use local::{Broadcast, Hub, NodeAdapter, Tap, ack_frame, event_frame, text_frame};
 pub use rmpv::Value;

@@ -51,7 +51,12 @@ pub trait Tap: Send + Sync {
     fn express(&self, connections: &mut Vec<Sid>, frame: &Bytes, by_engine: &mut dyn FnMut(Sid));
 }
 
-/// The WebSocket frame of an event, as a server sends it: one text, not masked.
+/// A WebSocket frame as a server sends it: one text, not masked.
+pub fn text_frame(text: &str) -> Bytes {
+    frame(text, "/", "")
+}
+
+/// The WebSocket frame of an event.
 pub fn event_frame(path: &str, event: &str) -> Bytes {
     frame("42", path, event)
 }

@@ -13,6 +13,7 @@ pub mod outlet;
 mod polling;
 mod proxy_protocol;
 pub mod stream;
+pub mod threshold;
 pub mod tls;
 pub mod upgrade;
 
@@ -41,8 +42,9 @@ use self::{
     engine::Engine,
     forward::Forwarder,
     nodes::Whose,
-    outlet::SharedTcp,
-    stream::{Opening, Stream},
+    outlet::{SharedTcp, Tcp},
+    stream::{Opening, Pong, Stream},
+    threshold::Greeting,
 };
 use crate::{
     connection::{Connection, Connections},
@@ -57,7 +59,7 @@ pub struct Edge<E = SocketIoService<NotFoundService, Adapter>> {
     engine: E,
     connections: Arc<Connections>,
     origins: Arc<Origins>,
-    max_payload: usize,
+    greeting: Greeting,
     tasks: TaskTracker,
     /// Whether clients of Engine.IO 3 are let in.
     allow_eio3: bool,
@@ -140,18 +142,10 @@ impl<E: Engine> Edge<E> {
         engine: E,
         connections: Arc<Connections>,
         origins: Arc<Origins>,
-        max_payload: usize,
+        greeting: Greeting,
         tasks: TaskTracker,
     ) -> Self {
-        Self {
-            engine,
-            connections,
-            origins,
-            max_payload,
-            tasks,
-            allow_eio3: false,
-            forwarder: None,
-        }
+        Self { engine, connections, origins, greeting, tasks, allow_eio3: false, forwarder: None }
     }
 
     /// Lets clients of Engine.IO 3 in, or not.
@@ -265,8 +259,9 @@ impl<E: Engine> Edge<E> {
                 Ok(Parts { io, read_buf, .. }) => {
                     let stream = io.into_inner();
                     accept::tune(&stream, accept::USER_TIMEOUT);
-                    let stream = SharedTcp(Arc::new(stream));
-                    link.carry(stream.clone(), read_buf, Some(&stream)).await;
+                    let stream = SharedTcp::new(stream);
+                    let tcp = stream.write.clone();
+                    link.carry(stream, read_buf, Some(tcp)).await;
                 }
                 Err(upgraded) => {
                     let Ok(Parts { io, read_buf, .. }) =
@@ -303,13 +298,14 @@ struct Link<E> {
 }
 
 impl<E: Engine> Link<E> {
-    /// At once, or when the client has made up its mind; past the engine on `tcp`, if there is one.
-    async fn carry<T>(self, stream: T, read: Bytes, tcp: Option<&SharedTcp>)
+    /// When the client has said something, or made up its mind; past the engine on `tcp`, if there
+    /// is one.
+    async fn carry<T>(self, mut stream: T, read: Bytes, tcp: Option<Tcp>)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { edge, connection, minimal, is_new, dialect } = self;
-        let Edge { engine, connections, max_payload, tasks, .. } = edge;
+        let Edge { engine, connections, greeting, tasks, .. } = edge;
         let let_out = || {
             // What goes past the engine is not translated.
             if let Some(tcp) = tcp.filter(|_| dialect.is_none()) {
@@ -324,16 +320,20 @@ impl<E: Engine> Link<E> {
                 return;
             };
             let (side, other) = duplex(eio3::PIPE);
+            let max_payload = greeting.max_payload;
             let bridge = Bridge { client, read, engine: side, dialect, max_payload };
             let stream = Stream::new(other, Bytes::new(), opening, connection.clone(), connections);
             engine.carry(stream, minimal);
             tasks.spawn(async move { bridge.carry(&connection).await });
         };
-        if is_new {
-            let_out();
-            carry(stream, read, Opening::Fresh);
-        } else {
+        if !is_new {
             upgrade::upgrade(stream, read, &connection, let_out, carry).await;
+        } else if dialect.is_some() {
+            // Its client is told that it is connected before it says anything.
+            carry(stream, read, Opening::Fresh(Pong::Edge));
+        } else if let Some((read, pong)) = greeting.greet(&mut stream, read, &connection).await {
+            let_out();
+            carry(stream, read, Opening::Greeted(pong));
         }
     }
 }

@@ -25,7 +25,10 @@ use bytes::{Buf as _, Bytes};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
 /// The event that is a mark. No client sees it: it ends where the engine writes it.
@@ -33,27 +36,29 @@ pub const MARK: &str = "[\"carillon:mark\"]";
 /// Frames written by one system call.
 const AT_ONCE: usize = 32;
 
-/// The stream under a `WebSocket`, shared by the engine and the outlet.
-#[derive(Clone)]
-pub struct SharedTcp(pub Arc<TcpStream>);
+/// What is written under a `WebSocket`, by the engine and by the outlet.
+pub type Tcp = Arc<OwnedWriteHalf>;
+
+/// The stream under a `WebSocket`: the engine reads it alone, and shares the other half.
+pub struct SharedTcp {
+    read: OwnedReadHalf,
+    pub write: Tcp,
+}
+
+impl SharedTcp {
+    pub fn new(stream: TcpStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self { read, write: Arc::new(write) }
+    }
+}
 
 impl AsyncRead for SharedTcp {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buffer.initialize_unfilled()) {
-                Ok(read) => {
-                    buffer.advance(read);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        Pin::new(&mut self.read).poll_read(cx, buffer)
     }
 }
 
@@ -64,8 +69,8 @@ impl AsyncWrite for SharedTcp {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write(bytes) {
+            ready!(self.write.as_ref().as_ref().poll_write_ready(cx))?;
+            match self.write.try_write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
@@ -77,7 +82,7 @@ impl AsyncWrite for SharedTcp {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write))
+        Poll::Ready(SockRef::from(self.write.as_ref().as_ref()).shutdown(std::net::Shutdown::Write))
     }
 }
 
@@ -95,7 +100,7 @@ pub struct Outlet {
 #[derive(Default)]
 struct State {
     /// Let go of when the connection is over: the client is to see it close.
-    tcp: Option<Arc<TcpStream>>,
+    tcp: Option<Tcp>,
     way: Way,
     has_been_used: bool,
     /// The first may be written in part.
@@ -157,7 +162,7 @@ pub enum Flushed {
 }
 
 impl Outlet {
-    pub fn new(tcp: Arc<TcpStream>, writer: usize) -> Self {
+    pub fn new(tcp: Tcp, writer: usize) -> Self {
         let (is_promised, is_waited_for) = Default::default();
         let state = State { tcp: Some(tcp), ..State::default() };
         Self { writer, is_promised, is_waited_for, state: Mutex::new(state) }
@@ -302,7 +307,7 @@ impl Outlet {
     /// Whether the client may take more; wakes the engine when it does.
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let tcp = self.lock().tcp.clone();
-        tcp.map_or(Poll::Ready(Ok(())), |tcp| tcp.poll_write_ready(cx))
+        tcp.map_or(Poll::Ready(Ok(())), |tcp| tcp.as_ref().as_ref().poll_write_ready(cx))
     }
 
     /// Whether frames are left that may be written.
@@ -331,7 +336,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (theirs, ours) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (Outlet::new(Arc::new(ours.unwrap().0), 0), theirs.unwrap())
+        (Outlet::new(SharedTcp::new(ours.unwrap().0).write, 0), theirs.unwrap())
     }
 
     fn push(outlet: &Outlet, frame: &'static str) -> bool {

@@ -244,7 +244,7 @@ impl<E: Engine> Edge<E> {
             self.connections.kill(connection, Closing::Overloaded);
             return Err(EngineError::BadRequest);
         };
-        let received = timeout(BODY_TIMEOUT, axum::body::to_bytes(body, self.max_payload));
+        let received = timeout(BODY_TIMEOUT, axum::body::to_bytes(body, self.greeting.max_payload));
         let body = match received.await {
             Ok(Ok(body)) => body,
             Ok(Err(_)) => return Err(EngineError::TooLarge),

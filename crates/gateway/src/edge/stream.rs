@@ -37,9 +37,12 @@ pub struct Stream<T> {
 /// How far a stream has been opened. Until it is, nothing of the client reaches the engine, and
 /// one frame of the engine's does not reach the client.
 pub enum Opening {
+    /// The edge has greeted the client: the engine's handshake is not to reach it, and then as
+    /// below.
+    Greeted(Pong),
     /// The published engine pings at once, where the protocol has the first ping after one
-    /// interval: the ping is answered here.
-    Fresh,
+    /// interval.
+    Fresh(Pong),
     /// The probe has been answered by the edge; these frames, which polling had taken from the
     /// engine, come first.
     Upgrade(oneshot::Receiver<Bytes>),
@@ -48,19 +51,29 @@ pub enum Opening {
     Open,
 }
 
+/// Who answers the engine's first ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pong {
+    Edge,
+    /// It was pinged by the edge.
+    Client,
+}
+
 impl Opening {
-    /// The frame that does not reach the client.
-    const fn swallowed(&self) -> Option<&'static [u8]> {
-        match self {
-            Self::Fresh => Some(PING),
-            Self::Upgrade(_) | Self::Upgraded => Some(PROBE_ANSWER),
-            Self::Open => None,
-        }
+    /// The next frame that does not reach the client: how many bytes come before it, and its own.
+    fn swallowed(&self, bytes: &[u8]) -> Option<(usize, usize)> {
+        let frame = match self {
+            Self::Greeted(_) => return Some((0, frame_length(bytes))),
+            Self::Fresh(_) => PING,
+            Self::Upgrade(_) | Self::Upgraded => PROBE_ANSWER,
+            Self::Open => return None,
+        };
+        Some((memchr::memmem::find(bytes, frame)?, frame.len()))
     }
 }
 
 /// Frames: `2` of the server, `3` of a client with a mask of zeros.
-const PING: &[u8] = b"\x81\x012";
+pub const PING: &[u8] = b"\x81\x012";
 const PONG: &[u8] = b"\x81\x81\0\0\0\x003";
 
 impl<T> Stream<T> {
@@ -107,7 +120,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
         }
         match &mut self.opening {
             // The writer wakes us.
-            Opening::Fresh => return Poll::Pending,
+            Opening::Greeted(_) | Opening::Fresh(_) => return Poll::Pending,
             Opening::Upgrade(carried) => {
                 // Whoever had it gave up: the engine finds out by itself.
                 self.replacement = ready!(Pin::new(carried).poll(cx)).unwrap_or_default();
@@ -127,11 +140,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
 impl<T> Stream<T> {
     /// The engine has said what the client is not to hear.
     fn opened(&mut self) {
-        if matches!(self.opening, Opening::Fresh) {
-            self.head = [PONG, &self.head].concat().into();
-            self.connection.reader.wake();
-        }
-        self.opening = Opening::Open;
+        self.opening = match self.opening {
+            Opening::Greeted(pong) => Opening::Fresh(pong),
+            Opening::Fresh(pong) => {
+                if pong == Pong::Edge {
+                    self.head = [PONG, &self.head].concat().into();
+                }
+                self.connection.reader.wake();
+                Opening::Open
+            }
+            Opening::Upgrade(_) | Opening::Upgraded | Opening::Open => Opening::Open,
+        };
     }
 }
 
@@ -195,6 +214,16 @@ fn frame(text: &[u8]) -> Vec<u8> {
     [&[0x81, length], text].concat()
 }
 
+/// How long the frame is that some bytes begin with: of a server, and shorter than 64 KiB.
+fn frame_length(bytes: &[u8]) -> usize {
+    let length = match *bytes {
+        [_, 126, high, low, ..] => 4 + usize::from(u16::from_be_bytes([high, low])),
+        [_, short, ..] => 2 + usize::from(short),
+        _ => bytes.len(),
+    };
+    length.min(bytes.len())
+}
+
 /// The first mark in some bytes: where it begins, and how long it is.
 fn find_mark(bytes: &[u8]) -> Option<(usize, usize)> {
     memchr::memmem::find(bytes, MARK.as_bytes())?;
@@ -222,16 +251,14 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
             return Poll::Ready(Err(killed()));
         }
         ready!(self.poll_replacement(cx))?;
-        if let Some(frame) = self.opening.swallowed() {
-            match memchr::memmem::find(bytes, frame) {
-                Some(0) => {
-                    self.opened();
-                    return Poll::Ready(Ok(frame.len()));
-                }
-                // It comes first next time.
-                Some(before) => return self.poll_write_through(cx, &bytes[..before]),
-                None => {}
+        match self.opening.swallowed(bytes) {
+            Some((0, length)) => {
+                self.opened();
+                return Poll::Ready(Ok(length));
             }
+            // It comes first next time.
+            Some((before, _)) => return self.poll_write_through(cx, &bytes[..before]),
+            None => {}
         }
         ready!(self.poll_outlet(cx))?;
         let marks = self.connection.outlet().filter(|outlet| outlet.awaits_mark());
