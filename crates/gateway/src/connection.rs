@@ -670,11 +670,22 @@ impl Writer {
 }
 
 impl Connections {
-    /// As [`Tap::express`], for one; true when it was done.
-    pub fn express_one(&self, sid: Sid, frame: &Bytes, by_engine: &mut dyn FnMut()) -> bool {
-        self.get(sid).is_some_and(|connection| self.push(&connection, frame, by_engine))
+    /// Hands a whole WebSocket frame to a client past the engine, or has `by_engine` send the
+    /// so many bytes that are in it, in whichever way it keeps its place in the connection's order.
+    pub fn send(
+        &self,
+        connection: &Arc<Connection>,
+        frame: &Bytes,
+        bytes: usize,
+        by_engine: &mut dyn FnMut(),
+    ) {
+        if !self.push(connection, frame, by_engine) {
+            self.count_in(connection, bytes);
+            by_engine();
+        }
     }
 
+    /// False when the client cannot be written to past the engine.
     fn push(
         &self,
         connection: &Arc<Connection>,

@@ -20,7 +20,7 @@ use carillon_domain::{
     presence::{Person, Status},
     recovery::Recovered,
 };
-use carillon_redis_adapter::Broadcast;
+use carillon_redis_adapter::{Broadcast, event_frame};
 use serde_json::value::RawValue;
 use socketioxide::SocketIo;
 use tokio::sync::Notify;
@@ -342,7 +342,17 @@ impl Fanout {
 
     /// One event of the table to one socket, past the effects: for refusals.
     pub fn tell(&self, seat: &Seat, name: &str, payload: &str) {
-        self.hub.send(seat.path, seat.sid, &encode(name, payload));
+        self.say(seat, &encode(name, payload));
+    }
+
+    /// One event to one socket, unless it is gone.
+    fn say(&self, seat: &Seat, event: &engineioxide::Str) {
+        if seat.socket.strong_count() == 0 {
+            return;
+        }
+        let frame = event_frame(seat.path, event);
+        let mut by_engine = || self.hub.send_by_engine(seat.path, seat.sid, event);
+        self.connections.send(&seat.connection, &frame, event.len(), &mut by_engine);
     }
 
     /// Reads what this node has missed: after a hole, and once a second.
@@ -555,7 +565,7 @@ impl Fanout {
                 self.subscribe(seat, room);
             }
             for emit in missed.events {
-                self.hub.send(seat.path, seat.sid, &self.event(emit));
+                self.say(seat, &self.event(emit));
             }
         };
         self.let_in(seat, after, let_in).await;
@@ -574,7 +584,7 @@ impl Fanout {
             }
             for emit in missed.events {
                 if emit.row.paths.contains(&seat.path) {
-                    self.hub.send(seat.path, seat.sid, &self.event(emit));
+                    self.say(seat, &self.event(emit));
                 }
             }
         };
@@ -706,7 +716,7 @@ impl Fanout {
         let (rooms, except) = match &emit.to {
             Address::Caller => {
                 if let Some(seat) = seat {
-                    self.hub.send(seat.path, seat.sid, &self.event(emit));
+                    self.say(seat, &self.event(emit));
                 }
                 return;
             }

@@ -16,7 +16,7 @@ use std::{
 use carillon_domain::{
     Code, Done, Refusal, Timestamp,
     api::refused::Kind,
-    contract::{Class, Command as _, Policy, RATE_LIMITED, Route, Telling, find_command},
+    contract::{Class, Command as _, RATE_LIMITED, Route, Telling, find_command},
     credential::AuthRefresh,
     dispatch::{dispatch, reject},
 };
@@ -176,7 +176,7 @@ pub fn ask(gateway: &Arc<Gateway>, asked: Asked) {
         let route = parsed.and_then(|(name, _)| find_command(seat.path, &name));
         if let Some(route) = route.filter(|route| route.policy.ephemeral) {
             let busy = Refusal::Busy { retry_after: Duration::from_secs(1) };
-            refuse(gateway, &seat, asked.ack, Some(&route.policy), &busy);
+            refuse(gateway, &seat, asked.ack, Some(route), &busy);
             gateway.metrics.command(seat.path, route.name, Some(busy.code()), Duration::ZERO);
             return;
         }
@@ -284,11 +284,11 @@ async fn perform(gateway: &Arc<Gateway>, asked: Asked) -> Option<Performed> {
         Err(_) => return None,
     };
     let route = find_command(seat.path, &name);
-    let label = route.map_or("unknown", |route| route.name);
-    let span = tracing::info_span!(
+    // A line's context is made when the span is, read or not: a tenth of what a heartbeat costs.
+    let span = tracing::debug_span!(
         "command",
         ns = seat.path,
-        command = label,
+        command = label(route),
         caller.id = %seat.caller.user,
         conn.id = %seat.caller.connection,
     );
@@ -323,7 +323,7 @@ async fn perform(gateway: &Arc<Gateway>, asked: Asked) -> Option<Performed> {
 /// Delivers what a command has done, and answers it.
 async fn finish(gateway: &Arc<Gateway>, performed: Option<Performed>) {
     let Some(Performed { seat, route, ack, received, result, span }) = performed else { return };
-    let label = route.map_or("unknown", |route| route.name);
+    let label = label(route);
     let work = async {
         let code = result.as_ref().err().map(Refusal::code);
         match result {
@@ -335,7 +335,7 @@ async fn finish(gateway: &Arc<Gateway>, performed: Option<Performed>) {
             }
             Err(refusal) => {
                 note(gateway, &seat, label, &refusal);
-                refuse(gateway, &seat, ack, route.map(|route| &route.policy), &refusal);
+                refuse(gateway, &seat, ack, route, &refusal);
                 match refusal {
                     // Whoever shows it is not who came.
                     Refusal::OtherUser => gateway.fanout.cut_connection(&seat),
@@ -402,7 +402,7 @@ fn refuse(
     gateway: &Gateway,
     seat: &Seat,
     ack: Option<Ack>,
-    policy: Option<&Policy>,
+    route: Option<&Route>,
     refusal: &Refusal,
 ) {
     #[derive(Serialize)]
@@ -411,12 +411,13 @@ fn refuse(
         #[serde(flatten)]
         told: carillon_domain::refusal::Told<'a>,
     }
+    let policy = route.map(|route| &route.policy);
     let message = match (policy, refusal) {
         (Some(policy), refusal) => policy.text(refusal),
         (None, Refusal::RateLimited { .. }) => RATE_LIMITED,
         (None, _) => "Unknown event",
     };
-    let incident = incident(gateway, refusal);
+    let incident = incident(gateway, seat, label(route), refusal);
     let mut told = refusal.told(message);
     if let Some(id) = &incident {
         told.detail = Some(id);
@@ -454,11 +455,29 @@ fn note(gateway: &Gateway, seat: &Seat, command: &'static str, refusal: &Refusal
 }
 
 /// What nobody expected: the log gets the cause, the client a number to name it by.
-fn incident(gateway: &Gateway, refusal: &Refusal) -> Option<String> {
+fn incident(
+    gateway: &Gateway,
+    seat: &Seat,
+    command: &'static str,
+    refusal: &Refusal,
+) -> Option<String> {
     let Refusal::Internal(source) = refusal else { return None };
     let id = gateway.domain.ids.uuid();
-    tracing::error!(error.id = id, error = source.as_ref(), "a command failed");
+    tracing::error!(
+        error.id = id,
+        error = source.as_ref(),
+        ns = seat.path,
+        command,
+        caller.id = %seat.caller.user,
+        conn.id = %seat.caller.connection,
+        "the command {command} failed"
+    );
     Some(format!("incident {id}"))
+}
+
+/// How metrics and logs name a command.
+fn label(route: Option<&Route>) -> &'static str {
+    route.map_or("unknown", |route| route.name)
 }
 
 /// By the way that the caller's events take, behind them.
@@ -470,10 +489,7 @@ fn acknowledge(gateway: &Gateway, seat: &Seat, ack: Ack, reply: &RawValue) {
             tracing::debug!(%error, "a socket was gone before its answer");
         }
     };
-    if !gateway.connections.express_one(seat.sid, &frame, &mut by_engine) {
-        gateway.hub.count_queued(seat.sid, reply.get().len());
-        by_engine();
-    }
+    gateway.connections.send(&seat.connection, &frame, reply.get().len(), &mut by_engine);
 }
 
 #[cfg(test)]

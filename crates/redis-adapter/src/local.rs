@@ -132,13 +132,6 @@ impl<E: SocketEmitter> Hub<E> {
         }
     }
 
-    /// Delivers to one socket.
-    pub fn send(&self, path: &str, socket: Sid, event: &Str) {
-        for view in self.views(|of| of == path) {
-            view.deliver(event, &[], BroadcastOptions::new(socket));
-        }
-    }
-
     /// Delivers to one socket, through the engine whatever the connection is.
     pub fn send_by_engine(&self, path: &str, socket: Sid, event: &Str) {
         for view in self.views(|of| of == path) {
@@ -174,11 +167,6 @@ impl<E: SocketEmitter> Hub<E> {
         connections.sort_unstable();
         connections.dedup();
         connections
-    }
-
-    /// Counts bytes that were queued for a connection past the hub.
-    pub fn count_queued(&self, connection: Sid, bytes: usize) {
-        self.tap.queued(connection, bytes);
     }
 
     fn views(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Arc<NodeAdapter<E>>> {
