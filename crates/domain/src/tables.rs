@@ -18,7 +18,7 @@ use crate::{
     exam,
     identity::Role,
     leaderboard,
-    ports::{Admission, Clock, Credentials, Ids, Reads, Store, Tx},
+    ports::{Admission, Clock, Credentials, Ids, Lease, Leases, Reads, Store, Tx},
     presence::Presence,
     recovery::Session,
 };
@@ -40,6 +40,21 @@ impl Store for Away {
         Err(Refusal::Unavailable(None))
     }
     async fn forget_published(&self, _: Timestamp, _: u32) -> Result<u64, Refusal> {
+        Err(Refusal::Unavailable(None))
+    }
+}
+
+#[async_trait]
+impl Leases for Away {
+    async fn take_lease(
+        &self,
+        _: &'static str,
+        _: &str,
+        _: Duration,
+    ) -> Result<Option<Lease>, Refusal> {
+        Err(Refusal::Unavailable(None))
+    }
+    async fn leave_lease(&self, _: Lease) -> Result<(), Refusal> {
         Err(Refusal::Unavailable(None))
     }
 }

@@ -13,6 +13,7 @@ pub mod import;
 mod joined_rooms;
 mod lane;
 mod leaderboard;
+mod leases;
 mod nodes;
 mod notification;
 mod open;

@@ -172,6 +172,11 @@ impl SqlStore {
         }
     }
 
+    /// Whether other runs of the server may use it.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.backend, Backend::Postgres { .. })
+    }
+
     /// What time the database says it is; `None` on SQLite, which has the machine's clock.
     pub async fn clock(&self) -> Result<Option<Timestamp>, Refusal> {
         let Backend::Postgres { others, .. } = &self.backend else { return Ok(None) };

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 mod api;
 mod exam;
 mod leaderboard;
+mod leases;
 mod nodes;
 mod notification;
 mod returning;
@@ -16,6 +17,7 @@ pub use self::{
     api::{ApiReads, ApiWrites},
     exam::{ExamReads, ExamWrites},
     leaderboard::{LeaderboardReads, LeaderboardWrites},
+    leases::{Lease, LeaseChecks, Leases},
     nodes::{ClusterNode, NodeReads, NodeWrites},
     notification::{NotificationReads, NotificationWrites},
     returning::{ReturnReads, ReturnWrites},
@@ -62,7 +64,7 @@ pub trait Credentials: Send + Sync {
 
 /// The database.
 #[async_trait]
-pub trait Store: Send + Sync {
+pub trait Store: Leases {
     /// A transaction. In [`Scope::Lane`] the tenant's lane is held until it ends.
     async fn begin(&self, tenant: &TenantId, scope: Scope) -> Result<Box<dyn Tx>>;
     /// A connection to read from, each statement by itself.
@@ -113,6 +115,7 @@ pub trait Tx:
     + ChatWrites
     + ExamWrites
     + LeaderboardWrites
+    + LeaseChecks
     + NodeWrites
     + NotificationWrites
     + ReturnWrites

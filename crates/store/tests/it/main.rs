@@ -10,6 +10,7 @@ mod exams;
 mod groups;
 mod lanes;
 mod leaderboard;
+mod leases;
 mod nodes;
 mod notifications;
 mod returning;

@@ -1,0 +1,2 @@
+-- Leases say which node of a cluster does what is done once. Whoever has an SQLite file has it
+-- alone, locked for as long as the process lives, and holds every lease by that: no table.
