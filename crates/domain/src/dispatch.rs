@@ -24,7 +24,7 @@ use crate::{
     identity::{Account, Issue, Role},
     ids::{AppId, ConnectionId, Offset, RoomId, TenantId, Timestamp, UserId},
     leaderboard::{self, Board},
-    ports::{Admission, Clock, Credentials, Ids, Reads, Store, Tx},
+    ports::{Admission, Clock, Credentials, Ids, Lease, Reads, Store, Tx},
     presence::Presence,
     recovery,
     refusal::Refusal,
@@ -301,6 +301,8 @@ pub struct Cx<'a> {
     /// Whether the client waits for an acknowledgement.
     pub acknowledged: bool,
     scope: Scope,
+    /// Of what the whole cluster does once: without it nothing is kept.
+    lease: Option<Lease>,
     tx: Option<Box<dyn Tx>>,
     effects: Vec<Effect>,
     after_commit: Vec<Box<dyn FnOnce() + Send + 'a>>,
@@ -314,17 +316,24 @@ impl<'a> Cx<'a> {
             now,
             acknowledged: false,
             scope,
+            lease: None,
             tx: None,
             effects: Vec::new(),
             after_commit: Vec::new(),
         }
     }
 
+    /// In the lane, for what the whole cluster does once: nothing is kept when the lease is
+    /// another's by now.
+    pub fn holding(lease: Lease, app: &'a App, caller: &'a Caller, now: Timestamp) -> Self {
+        Self { lease: Some(lease), ..Self::new(app, caller, Scope::Lane, now) }
+    }
+
     /// The transaction, opened at the first call: a command that never asks never touches the
     /// database.
     pub async fn tx(&mut self) -> Result<&mut dyn Tx, Refusal> {
         if self.tx.is_none() {
-            self.tx = Some(self.app.store.begin(&self.caller.tenant, self.scope).await?);
+            self.tx = Some(begin(self.app, self.caller, self.scope, self.lease).await?);
         }
         Ok(self.tx.as_mut().expect("opened above").as_mut())
     }
@@ -380,12 +389,11 @@ impl<'a> Cx<'a> {
         }
         if !durable.is_empty() {
             let rows: Vec<&Emit> = durable.iter().map(|emit| &**emit).collect();
-            let tenant = self.caller.tenant.clone();
             let tx = match &mut self.tx {
                 Some(tx) => tx,
-                none => none.insert(self.app.store.begin(&tenant, self.scope).await?),
+                none => none.insert(begin(self.app, self.caller, self.scope, self.lease).await?),
             };
-            let last = tx.publish(&tenant, self.now, &rows).await?;
+            let last = tx.publish(&self.caller.tenant, self.now, &rows).await?;
             for (emit, offset) in durable.into_iter().rev().zip((1..=last.0).rev()) {
                 emit.offset = Some(Offset(offset));
             }
@@ -397,6 +405,18 @@ impl<'a> Cx<'a> {
             change();
         }
         Ok(self.effects)
+    }
+}
+
+async fn begin(
+    app: &App,
+    caller: &Caller,
+    scope: Scope,
+    lease: Option<Lease>,
+) -> Result<Box<dyn Tx>, Refusal> {
+    match lease {
+        Some(lease) => lease.begin(&*app.store, &caller.tenant, scope).await,
+        None => app.store.begin(&caller.tenant, scope).await,
     }
 }
 

@@ -39,9 +39,6 @@ impl Store for Away {
     async fn take_session(&self, _: &Session, _: &str, _: &str) -> Result<bool, Refusal> {
         Err(Refusal::Unavailable(None))
     }
-    async fn forget_published(&self, _: Timestamp, _: u32) -> Result<u64, Refusal> {
-        Err(Refusal::Unavailable(None))
-    }
 }
 
 #[async_trait]

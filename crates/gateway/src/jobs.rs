@@ -1,7 +1,14 @@
-//! What happens by itself: deadlines of this node's state, the outbox relay, the watch over
-//! suspended users and over connections that have had enough.
+//! What happens by itself.
+//!
+//! What the whole cluster does once is done by the node that holds the lease (`leases.rs`), in
+//! transactions that are kept only while it does: making attempts final, releasing and regrading
+//! results, deleting what is kept no longer. The rest is every node's own: what it delivers, shows,
+//! and knows in memory, and whom it cuts. Two of these look as if they were not. A notification is
+//! pushed to sockets of this node only, and claimed by who pushes it. That another node is gone must be
+//! seen at once, also when it was the holder: who comes back is put into their rooms by it.
 
 mod exams;
+mod leases;
 
 use std::{
     collections::HashMap,
@@ -10,12 +17,19 @@ use std::{
 };
 
 use carillon_domain::{
-    Effect, Refusal, TenantId, Timestamp, UserId, api::refused, chat::returning, contract::Scope,
-    notification, ports::ChangedUser, presence::NOTED_EVERY, session,
+    Effect, Refusal, TenantId, Timestamp, UserId,
+    api::refused,
+    chat::returning,
+    contract::Scope,
+    notification,
+    ports::{ChangedUser, Lease, Tx},
+    presence::NOTED_EVERY,
+    session,
 };
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use self::leases::Held;
 use crate::{
     edge::{Edge, tls::Certificates},
     gateway::Gateway,
@@ -65,20 +79,22 @@ pub async fn run(
     certificates: Option<Arc<Certificates>>,
     stop: CancellationToken,
 ) {
+    let (keeper, held) = leases::new();
     let jobs = async {
         tokio::join!(
+            keeper.keep(&gateway),
             tick(&gateway),
             relay(&gateway),
             rights(&gateway),
-            exams::finish_attempts(&gateway),
-            exams::carry_out_results(&gateway),
+            exams::finish_attempts(&gateway, &held),
+            exams::carry_out_results(&gateway, &held),
             sweep(&gateway),
             note_seen(&gateway),
             note_rooms(&gateway),
             take_over(&gateway),
             note_refusals(&gateway),
             undelivered(&gateway),
-            forget(&gateway, &limiter),
+            forget(&gateway, &limiter, &held),
             close(&gateway, edge),
             boards(&gateway),
             follow(certificates),
@@ -86,6 +102,7 @@ pub async fn run(
         )
     };
     stop.run_until_cancelled(Box::pin(jobs)).await;
+    keeper.leave(&gateway).await;
 }
 
 fn every(period: Duration) -> Interval {
@@ -305,52 +322,74 @@ async fn deliver_kept(
     Ok(())
 }
 
-async fn forget(gateway: &Gateway, limiter: &Limiter) {
+async fn forget(gateway: &Gateway, limiter: &Limiter, held: &Held) {
     let mut ticks = every(FORGET);
     let kept_ms = i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX);
     loop {
         ticks.tick().await;
         limiter.forget();
         gateway.connections.forget();
+        let Some(lease) = held.lease() else { continue };
         let before = Timestamp(gateway.domain.clock.now().0 - kept_ms);
         // What is not deleted now is deleted in a minute.
-        while let Ok(deleted) = forget_replies(gateway, before).await
+        while let Ok(deleted) = forget_replies(gateway, lease, before).await
             && deleted == u64::from(BATCH)
         {}
-        while let Ok(deleted) = forget_rooms(gateway).await
+        while let Ok(deleted) = forget_rooms(gateway, lease).await
             && deleted == u64::from(BATCH)
         {}
-        while let Ok(deleted) = forget_user_changes(gateway, before).await
+        while let Ok(deleted) = forget_user_changes(gateway, lease, before).await
             && deleted == u64::from(BATCH)
         {}
-        while let Ok(deleted) = gateway.domain.store.forget_published(before, BATCH).await
+        while let Ok(deleted) = forget_published(gateway, lease, before).await
             && deleted == u64::from(BATCH)
         {}
     }
 }
 
 /// Of all tenants, in one statement; the transaction belongs to none of them.
-async fn forget_replies(gateway: &Gateway, before: Timestamp) -> Result<u64, Refusal> {
+async fn begin(gateway: &Gateway, lease: Lease) -> Result<Box<dyn Tx>, Refusal> {
     let nobody = TenantId::new("system").map_err(Refusal::internal)?;
-    let mut tx = gateway.domain.store.begin(&nobody, Scope::Rows).await?;
+    lease.begin(&*gateway.domain.store, &nobody, Scope::Rows).await
+}
+
+async fn forget_replies(
+    gateway: &Gateway,
+    lease: Lease,
+    before: Timestamp,
+) -> Result<u64, Refusal> {
+    let mut tx = begin(gateway, lease).await?;
     let deleted = tx.forget_replies(before, BATCH).await?;
     tx.commit().await?;
     Ok(deleted)
 }
 
-async fn forget_rooms(gateway: &Gateway) -> Result<u64, Refusal> {
-    let nobody = TenantId::new("system").map_err(Refusal::internal)?;
+async fn forget_rooms(gateway: &Gateway, lease: Lease) -> Result<u64, Refusal> {
     let before = returning::forgotten_before(gateway.domain.clock.now());
-    let mut tx = gateway.domain.store.begin(&nobody, Scope::Rows).await?;
+    let mut tx = begin(gateway, lease).await?;
     let deleted = tx.forget_rooms(before, BATCH).await?;
     tx.commit().await?;
     Ok(deleted)
 }
 
-async fn forget_user_changes(gateway: &Gateway, before: Timestamp) -> Result<u64, Refusal> {
-    let nobody = TenantId::new("system").map_err(Refusal::internal)?;
-    let mut tx = gateway.domain.store.begin(&nobody, Scope::Rows).await?;
+async fn forget_user_changes(
+    gateway: &Gateway,
+    lease: Lease,
+    before: Timestamp,
+) -> Result<u64, Refusal> {
+    let mut tx = begin(gateway, lease).await?;
     let deleted = tx.forget_user_changes(before, BATCH).await?;
+    tx.commit().await?;
+    Ok(deleted)
+}
+
+async fn forget_published(
+    gateway: &Gateway,
+    lease: Lease,
+    before: Timestamp,
+) -> Result<u64, Refusal> {
+    let mut tx = begin(gateway, lease).await?;
+    let deleted = tx.forget_published(before, BATCH).await?;
     tx.commit().await?;
     Ok(deleted)
 }

@@ -36,6 +36,11 @@ struct OutcomeLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LeaseLabels {
+    name: &'static str,
+}
+
 /// Buckets from half a millisecond to the 5 s within which everything is answered.
 const SECONDS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -55,6 +60,7 @@ pub struct Metrics {
     repaired: Counter,
     finished: Counter,
     set_aside: Counter,
+    leases: Family<LeaseLabels, Gauge>,
     connections: Gauge,
     tasks: Gauge,
     unauthenticated: Gauge,
@@ -84,6 +90,7 @@ impl Default for Metrics {
             repaired: Counter::default(),
             finished: Counter::default(),
             set_aside: Counter::default(),
+            leases: Family::default(),
             connections: Gauge::default(),
             unauthenticated: Gauge::default(),
             tasks: Gauge::default(),
@@ -136,6 +143,11 @@ impl Default for Metrics {
             "exam_attempts_set_aside",
             "Attempts that could not be made final, and results neither released nor regraded",
             metrics.set_aside.clone(),
+        );
+        registry.register(
+            "leases_held",
+            "Whether this node does what the whole cluster does once",
+            metrics.leases.clone(),
         );
         registry.register("connections", "Engine connections", metrics.connections.clone());
         registry.register(
@@ -214,6 +226,11 @@ impl Metrics {
     /// An attempt could not be made final.
     pub fn set_aside(&self) {
         self.set_aside.inc();
+    }
+
+    /// Whether this node holds a lease.
+    pub fn lease(&self, name: &'static str, is_held: bool) {
+        self.leases.get_or_create(&LeaseLabels { name }).set(i64::from(is_held));
     }
 
     /// Who is here now.

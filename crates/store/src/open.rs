@@ -28,7 +28,6 @@ use crate::{
     connections::Connections,
     error::refusal,
     lane::{Lane, Source},
-    outbox,
     stay::Stay,
     time::Time,
     tx::{Conn, Held, SqlTx},
@@ -285,22 +284,6 @@ impl Store for SqlStore {
         let is_taken = tx.take_session(pid, of.generation, node).await?;
         Tx::commit(Box::new(tx)).await?;
         Ok(is_taken)
-    }
-
-    async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
-        match &self.backend {
-            Backend::Sqlite { writer, .. } => {
-                let mut loan = writer.borrow().await?;
-                let held = loan.batch().direct().await.map_err(refusal)?;
-                let rows = outbox::forget(held, before, limit).await.map_err(refusal)?;
-                loan.commit().await?;
-                Ok(rows)
-            }
-            Backend::Postgres { .. } => {
-                let conn = self.connection().await?;
-                outbox::forget(&mut conn.into(), before, limit).await.map_err(refusal)
-            }
-        }
     }
 }
 

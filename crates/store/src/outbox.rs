@@ -63,11 +63,11 @@ pub(crate) async fn write(held: &mut Held, events: &[Event]) -> Result<(), sqlx:
 }
 
 pub(crate) async fn forget(
-    held: &mut Held,
+    statement: Statement<'_>,
     before: Timestamp,
     limit: u32,
 ) -> Result<u64, sqlx::Error> {
-    on!(held.statement(), c => sqlx::query(FORGET).bind(Time(before)).bind(i64::from(limit))
+    on!(statement, c => sqlx::query(FORGET).bind(Time(before)).bind(i64::from(limit))
         .execute(c).await.map(|done| done.rows_affected()))
 }
 

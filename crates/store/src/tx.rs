@@ -216,6 +216,10 @@ impl Tx for SqlTx {
         self.batch()?.publish(tenant, now, events).await
     }
 
+    async fn forget_published(&mut self, before: Timestamp, limit: u32) -> Result<u64, Refusal> {
+        outbox::forget(self.conn().await?, before, limit).await.map_err(refusal)
+    }
+
     async fn commit(self: Box<Self>) -> Result<(), Refusal> {
         match *self {
             Self::Held(held) => held.commit().await.map_err(refusal),

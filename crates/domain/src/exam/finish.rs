@@ -17,6 +17,7 @@ use crate::{
     dispatch::{App, Caller, Cx, Effect},
     ids::{AttemptId, ResultId, TenantId, Timestamp},
     notification::{self, Notice, Priority},
+    ports::Lease,
     refusal::Refusal,
 };
 
@@ -182,11 +183,12 @@ const IN_FLIGHT: std::time::Duration = std::time::Duration::from_millis(500);
 /// due after all.
 pub async fn finish_due(
     app: &App,
+    lease: Lease,
     tenant: &TenantId,
     attempts: &[AttemptId],
 ) -> Result<(usize, Vec<Effect>), Refusal> {
     let (system, now) = (Caller::system(tenant), app.clock.now());
-    let mut cx = Cx::new(app, &system, Scope::Lane, now);
+    let mut cx = Cx::holding(lease, app, &system, now);
     let locked = cx.tx().await?.lock_attempts(tenant, attempts).await?;
     let due: Vec<_> = locked
         .into_iter()
@@ -208,8 +210,13 @@ pub async fn finish_due(
 }
 
 /// Sets an attempt aside that cannot be made final, so that it does not hold up the rest.
-pub async fn set_aside(app: &App, tenant: &TenantId, attempt: &AttemptId) -> Result<(), Refusal> {
-    let mut tx = app.store.begin(tenant, Scope::Rows).await?;
+pub async fn set_aside(
+    app: &App,
+    lease: Lease,
+    tenant: &TenantId,
+    attempt: &AttemptId,
+) -> Result<(), Refusal> {
+    let mut tx = lease.begin(&*app.store, tenant, Scope::Rows).await?;
     tx.set_aside(tenant, attempt, app.clock.now()).await?;
     tx.commit().await
 }

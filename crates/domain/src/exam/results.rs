@@ -15,6 +15,7 @@ use crate::{
     ids::{ResultId, TenantId, Timestamp},
     leaderboard::{self, Change},
     notification::{self, Notice, Priority},
+    ports::Lease,
     refusal::Refusal,
 };
 
@@ -47,7 +48,11 @@ pub enum Due {
 }
 
 /// Releases exams whose time has come, and says which results wait for something.
-pub async fn due(app: &App, limit: u32) -> Result<Vec<(TenantId, ResultId, Due)>, Refusal> {
+pub async fn due(
+    app: &App,
+    lease: Lease,
+    limit: u32,
+) -> Result<Vec<(TenantId, ResultId, Due)>, Refusal> {
     let now = app.clock.now();
     let over = Timestamp(now.0 - super::clock::ms(app.exams.settings.grace));
     let mut reads = app.store.read().await?;
@@ -55,7 +60,7 @@ pub async fn due(app: &App, limit: u32) -> Result<Vec<(TenantId, ResultId, Due)>
     let due = reads.due_results(limit).await?;
     drop(reads);
     for (tenant, exam) in ended {
-        let mut tx = app.store.begin(&tenant, Scope::Rows).await?;
+        let mut tx = lease.begin(&*app.store, &tenant, Scope::Rows).await?;
         tx.release_exam(&tenant, &exam, now).await?;
         tx.commit().await?;
     }
@@ -65,12 +70,13 @@ pub async fn due(app: &App, limit: u32) -> Result<Vec<(TenantId, ResultId, Due)>
 /// Does to one result what is due. Nothing happens when it was done meanwhile.
 pub async fn carry_out(
     app: &App,
+    lease: Lease,
     tenant: &TenantId,
     result: &ResultId,
     due: Due,
 ) -> Result<Vec<Effect>, Refusal> {
     let system = Caller::system(tenant);
-    let mut cx = Cx::new(app, &system, Scope::Lane, app.clock.now());
+    let mut cx = Cx::holding(lease, app, &system, app.clock.now());
     match due {
         Due::Release => release(&mut cx, result).await?,
         Due::Regrade => regrade(&mut cx, result).await?,

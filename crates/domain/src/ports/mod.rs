@@ -75,8 +75,6 @@ pub trait Store: Leases {
     /// A socket of this run of the server, `node`, goes on with a session, unless somebody has since
     /// it was of that generation; committed when it returns.
     async fn take_session(&self, session: &Session, pid: &str, node: &str) -> Result<bool>;
-    /// Deletes the oldest outbox rows made before an instant, at most `limit`; says how many.
-    async fn forget_published(&self, before: Timestamp, limit: u32) -> Result<u64>;
 }
 
 /// Everything that can be read, inside a transaction or a snapshot.
@@ -130,6 +128,9 @@ pub trait Tx:
         now: Timestamp,
         events: &[&Emit],
     ) -> Result<Offset>;
+    /// Deletes the oldest outbox rows of all tenants made before an instant, at most `limit`; says how
+    /// many.
+    async fn forget_published(&mut self, before: Timestamp, limit: u32) -> Result<u64>;
     /// Returns once everything is on disk.
     async fn commit(self: Box<Self>) -> Result<()>;
 }

@@ -109,7 +109,7 @@ pub async fn session(world: &World, who: &Caller) -> Value {
 
 /// Makes everything final that is due, as the job does; returns what was told.
 pub async fn finish_all(world: &World) -> Vec<Effect> {
-    let mut told = Vec::new();
+    let (lease, mut told) = (world.lease().await, Vec::new());
     loop {
         let due = finish::due(&world.app, 64).await.unwrap();
         if due.is_empty() {
@@ -117,7 +117,7 @@ pub async fn finish_all(world: &World) -> Vec<Effect> {
         }
         // Every world has one tenant with exams.
         let (tenant, ids) = (&due[0].0, due.iter().map(|(_, of)| of.clone()).collect::<Vec<_>>());
-        told.extend(finish::finish_due(&world.app, tenant, &ids).await.unwrap().1);
+        told.extend(finish::finish_due(&world.app, lease, tenant, &ids).await.unwrap().1);
     }
 }
 
@@ -328,20 +328,21 @@ async fn a_thousand_attempts_end_at_one_deadline_and_a_poisoned_one_stands_aside
             )
             .await;
         world.advance(Duration::from_mins(2));
-        let began = std::time::Instant::now();
+        let (lease, began) = (world.lease().await, std::time::Instant::now());
         loop {
             let due = finish::due(&world.app, 64).await.unwrap();
             if due.is_empty() {
                 break;
             }
             let ids: Vec<_> = due.into_iter().map(|(_, of)| of).collect();
-            if finish::finish_due(&world.app, &tenant("t"), &ids).await.is_ok() {
+            if finish::finish_due(&world.app, lease, &tenant("t"), &ids).await.is_ok() {
                 continue;
             }
             for of in ids {
-                let alone = finish::finish_due(&world.app, &tenant("t"), from_ref(&of)).await;
+                let alone =
+                    finish::finish_due(&world.app, lease, &tenant("t"), from_ref(&of)).await;
                 if alone.is_err() {
-                    finish::set_aside(&world.app, &tenant("t"), &of).await.unwrap();
+                    finish::set_aside(&world.app, lease, &tenant("t"), &of).await.unwrap();
                 }
             }
         }
@@ -432,12 +433,13 @@ async fn before_the_release_nothing_of_a_key_or_a_score_is_told() {
         let mut tx = world.store.begin(&tenant("t"), Scope::Rows).await.unwrap();
         tx.release_exam(&tenant("t"), &exam_id(), world.app.clock.now()).await.unwrap();
         tx.commit().await.unwrap();
-        let mut released = Vec::new();
-        for (of, result, due) in results::due(&world.app, 10).await.unwrap() {
-            released.extend(results::carry_out(&world.app, &of, &result, due).await.unwrap());
+        let (lease, mut released) = (world.lease().await, Vec::new());
+        for (of, result, due) in results::due(&world.app, lease, 10).await.unwrap() {
+            released
+                .extend(results::carry_out(&world.app, lease, &of, &result, due).await.unwrap());
         }
         assert_eq!(events(&released, "exam-completed")[0]["result"]["score"], 0);
-        assert!(results::due(&world.app, 10).await.unwrap().is_empty());
+        assert!(results::due(&world.app, lease, 10).await.unwrap().is_empty());
         assert_eq!(findings(&world).await, [""; 0]);
     }
 }
@@ -457,8 +459,9 @@ async fn a_wrong_key_is_mended_by_a_revision() {
         let asked = tx.ask_regrade(&tenant("t"), &exam_id(), None, world.app.clock.now()).await;
         assert_eq!(asked.unwrap(), 1);
         tx.commit().await.unwrap();
-        for (of, result, due) in results::due(&world.app, 10).await.unwrap() {
-            results::carry_out(&world.app, &of, &result, due).await.unwrap();
+        let lease = world.lease().await;
+        for (of, result, due) in results::due(&world.app, lease, 10).await.unwrap() {
+            results::carry_out(&world.app, lease, &of, &result, due).await.unwrap();
         }
         let again = event(&complete(&world, &ana).await.unwrap(), "exam-completed").unwrap();
         let result = &again["result"];

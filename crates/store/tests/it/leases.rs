@@ -3,14 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use carillon_domain::{
-    RoomId, Timestamp,
+    RoomId, TenantId, Timestamp,
     chat::RoomKind,
     contract::Scope,
+    exam::{finish, results},
     ports::{Lease, Leases as _, Store as _},
 };
+use serde_json::json;
 use sqlx::Connection as _;
 
-use crate::world::{World, tenant};
+use crate::{
+    exams::{findings, finish_all, provide, session},
+    world::{World, caller, tenant},
+};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -187,5 +192,45 @@ async fn a_takeover_waits_for_what_the_holder_has_begun() {
             assert!(lease.begin(&*world.store, &tenant("t"), scope).await.is_err());
             run_out(&world).await;
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_slept_makes_nothing_final() {
+    for world in shared().await {
+        provide(&world, json!({ "release": "manual" })).await;
+        session(&world, &caller("t", "ana")).await;
+        world.advance(Duration::from_hours(1));
+        let due = finish::due(&world.app, 64).await.unwrap();
+        let attempt = due[0].1.clone();
+        let t: TenantId = tenant("t");
+
+        let slept = world.lease().await;
+        run_out(&world).await;
+        let taken = world.store.take_lease(slept.name, "another run", LONG).await.unwrap().unwrap();
+        assert!(taken.fence > slept.fence);
+        let ids = std::slice::from_ref(&attempt);
+        let refusal = finish::finish_due(&world.app, slept, &t, ids).await.unwrap_err();
+        // Not a fault of the attempt's.
+        assert!(refusal.retry_after().is_some(), "{refusal}");
+        assert!(finish::set_aside(&world.app, slept, &t, &attempt).await.is_err());
+        assert_eq!(finish::due(&world.app, 64).await.unwrap(), due);
+
+        let (finished, _) = finish::finish_due(&world.app, taken, &t, ids).await.unwrap();
+        assert_eq!(finished, 1);
+        let mut tx = world.store.begin(&t, Scope::Rows).await.unwrap();
+        tx.release_exam(&t, &crate::exams::exam_id(), world.app.clock.now()).await.unwrap();
+        tx.commit().await.unwrap();
+        let due = results::due(&world.app, taken, 10).await.unwrap();
+        let (_, result, what) = &due[0];
+        assert!(results::carry_out(&world.app, slept, &t, result, *what).await.is_err());
+        assert_eq!(results::due(&world.app, taken, 10).await.unwrap(), due);
+        assert!(
+            !results::carry_out(&world.app, taken, &t, result, *what).await.unwrap().is_empty()
+        );
+
+        run_out(&world).await;
+        assert!(finish_all(&world).await.is_empty());
+        assert_eq!(findings(&world).await, [""; 0]);
     }
 }

@@ -18,7 +18,7 @@ use carillon_domain::{
     exam,
     identity::{Claims, Issue, Role},
     leaderboard,
-    ports::{Admission, Clock, Credentials, Ids, Store as _},
+    ports::{Admission, Clock, Credentials, Ids, Lease, Leases as _, Store as _},
     presence::Presence,
     recovery,
 };
@@ -112,6 +112,13 @@ impl World {
     pub fn advance(&self, by: Duration) {
         let ms = i64::try_from(by.as_millis()).unwrap();
         self.clock.0.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// What this run does what is done once with.
+    pub async fn lease(&self) -> Lease {
+        let node = self.app.returning.node();
+        let lease = self.store.take_lease("periodic", node, Duration::from_hours(1)).await;
+        lease.unwrap().unwrap()
     }
 
     pub fn is_sqlite(&self) -> bool {
