@@ -16,19 +16,22 @@ together("every member hears the same, whatever Redis and the network do", { nod
   assert.deepEqual(await talk.faults(), []);
 });
 
-together("a deadline comes though the node that watched it is gone", { nodes: 3 }, async (cluster) => {
-  const told = await examDeadline(cluster, { students: 12, sleepMs: 8_000 });
-  assert.deepEqual(told.counted, range(12));
-  assert.ok(told.finalMs < 12_000, `${told.finalMs} ms`);
-  assert.ok(told.isUnchanged, "the node that slept does nothing a second time");
-  assert.equal(told.attempts.length, 12);
-  for (const attempt of told.attempts) {
-    assert.equal(Date.parse(attempt.completedAt), told.closesAt, JSON.stringify(attempt));
-    assert.equal(attempt.deadlineAt, attempt.completedAt);
-  }
-  assert.equal(told.results.length, 12);
-  assert.deepEqual(told.again, []);
-});
+for (const [what, holder] of [["is gone", "killed"], ["sleeps", "asleep"]]) {
+  together(`a deadline comes though the node that watched it ${what}`, { nodes: 3 }, async (cluster) => {
+    const told = await examDeadline(cluster, { holder, students: 12, sleepMs: 8_000 });
+    assert.deepEqual(told.counted, range(12));
+    assert.ok(told.finalMs < 12_000, `${told.finalMs} ms`);
+    assert.ok(told.isUnchanged, "the node that slept does nothing a second time");
+    assert.equal(told.attempts.length, 12);
+    for (const attempt of told.attempts) {
+      assert.equal(Date.parse(attempt.completedAt), told.closesAt, JSON.stringify(attempt));
+      assert.equal(attempt.deadlineAt, attempt.completedAt);
+    }
+    assert.equal(told.results.length, 12);
+    assert.deepEqual([told.finished, told.finishedAsleep], [12, 0]);
+    assert.deepEqual(told.again, []);
+  });
+}
 
 together("nodes are restarted one after the other, and nobody loses anything", { nodes: 3, env: { CARILLON_CLUSTER__ADVERTISE: "127.0.0.1" } }, async (cluster) => {
   const balancer = await Balancer.over(cluster.nodes);

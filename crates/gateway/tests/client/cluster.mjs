@@ -223,6 +223,18 @@ export class Cluster {
     }, ms);
   }
 
+  /** The one node that does what the whole cluster does once. */
+  async holder(ms = 8000) {
+    let holders;
+    await eventually("one node holds the lease", async () => {
+      const running = this.nodes.filter((node) => node.child.exitCode === null && node.child.signalCode === null);
+      const held = await Promise.all(running.map((node) => node.metric('carillon_leases_held{name="periodic"}')));
+      holders = running.filter((_, at) => held[at] === 1);
+      return holders.length === 1;
+    }, ms);
+    return holders[0];
+  }
+
   async person(node, id, options) {
     const person = await Person.connect(this.nodes[node], id, options);
     this.keep({ dispose: () => person.leaves() });

@@ -59,6 +59,26 @@ together("a node that is killed takes its users offline, and nobody else", {}, a
   assert.deepEqual(body.items.map((user) => user.userId), ["ben", "cat"]);
 });
 
+together("what is done once is done by one node, and by another when that is gone", { nodes: 3 }, async (cluster) => {
+  const first = await cluster.holder();
+  await first.kill();
+  const began = Date.now();
+  const second = await cluster.holder();
+  assert.ok(Date.now() - began < 6_000, "the lease has run out and is taken");
+  assert.notEqual(second, first);
+  // It says that it goes.
+  assert.equal((await second.terminate()).code, 0);
+  const gone = Date.now();
+  const third = await cluster.holder();
+  assert.ok(Date.now() - gone < 2_500, "the lease is free at once");
+  assert.ok(![first, second].includes(third));
+  const fences = [first, second, third].map(({ log }) => {
+    const held = log.map((line) => JSON.parse(line)).filter(({ message }) => message === "holds the lease periodic");
+    return held.map((entry) => entry["lease.fence"]);
+  });
+  assert.deepEqual(fences, [[1], [2], [3]]);
+});
+
 together("what is done to a user is done on every node", {}, async (cluster) => {
   const ana = await cluster.person(0, "ana");
   const elsewhere = await cluster.person(1, "ana");

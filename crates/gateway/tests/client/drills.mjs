@@ -277,16 +277,19 @@ async function settled(people) {
 }
 
 /**
- * A deadline comes just after one node was killed, and while another one sleeps. `lead` is between now
- * and the deadline, for everybody to begin.
+ * A deadline comes just after one node was killed, and while another one sleeps; the `holder` of the
+ * lease is the one or the other. `lead` is between now and the deadline, for everybody to begin.
  */
-export async function examDeadline(cluster, { students: count = 12, leadMs = 9_000, sleepMs = 8_000 }) {
+export async function examDeadline(cluster, { holder = "killed", students: count = 12, leadMs = 9_000, sleepMs = 8_000 }) {
+  const held = await cluster.holder();
+  const [first, watching] = cluster.nodes.filter((node) => node !== held);
+  const [killed, asleep] = holder === "killed" ? [held, first] : [first, held];
   const closesAt = Date.now() + leadMs;
   const exam = {
     title: "Anatomy", durationMinutes: 10, attemptsAllowed: 1, closesAt: new Date(closesAt).toISOString(),
     questions: [{ id: "q0", kind: "single_choice", text: "?", options: ["a", "b"], correct: 1 }],
   };
-  const made = await cluster.nodes[0].api("PUT", "/v1/exams/anatomy", exam);
+  const made = await watching.api("PUT", "/v1/exams/anatomy", exam);
   if (made.status !== 200) throw new Error(`the exam: ${JSON.stringify(made.body)}`);
   const students = await Promise.all(range(count).map((at) => cluster.person(at % 3, `s${at}`)));
   const counted = [];
@@ -297,25 +300,27 @@ export async function examDeadline(cluster, { students: count = 12, leadMs = 9_0
     const answer = await student.asks("exam-answer", { examId: "anatomy", questionIndex: 0, answer: 1 });
     if (!answer.ok) throw new Error(`an answer: ${JSON.stringify(answer)}`);
   }
-  const staying = students.filter((_, at) => (at + 1) % 3 === 2);
+  const staying = students.filter((_, at) => cluster.nodes[(at + 1) % 3] === watching);
   await pause(closesAt - 2_000 - Date.now());
-  cluster.nodes[1].child.kill("SIGSTOP");
-  const asleep = Date.now();
+  if (await cluster.holder() !== held) throw new Error("another node has the lease");
+  asleep.child.kill("SIGSTOP");
+  const since = Date.now();
   await pause(closesAt - 1_000 - Date.now());
-  await cluster.nodes[0].kill();
-  const list = async (what) => (await cluster.nodes[2].api("GET", `/v1/exams/anatomy/${what}?limit=100`)).body.items;
+  await killed.kill();
+  const list = async (what) => (await watching.api("GET", `/v1/exams/anatomy/${what}?limit=100`)).body.items;
   await eventually("all attempts are final", async () => (await list("attempts")).every(({ status }) => status === "COMPLETED"), 25_000).catch(() => {});
   const finalMs = Date.now() - closesAt;
   await Promise.all(staying.map((student) => student.hears("exam-completed")));
   const before = JSON.stringify([await list("attempts"), await list("results")]);
   // The node that slept does nothing a second time.
-  await pause(Math.max(0, asleep + sleepMs - Date.now()));
-  cluster.nodes[1].child.kill("SIGCONT");
+  await pause(Math.max(0, since + sleepMs - Date.now()));
+  asleep.child.kill("SIGCONT");
   await pause(3_000);
   const [attempts, results] = [await list("attempts"), await list("results")];
   await Promise.all(staying.map((student) => student.settled()));
+  const [finished, finishedAsleep] = await Promise.all([watching, asleep].map((node) => node.metric("carillon_exam_attempts_finished_total")));
   return {
-    closesAt, counted, attempts, results, finalMs,
+    finished, finishedAsleep, closesAt, counted, attempts, results, finalMs,
     isUnchanged: JSON.stringify([attempts, results]) === before,
     again: staying.flatMap((student) => student.unheard("exam-completed")),
   };
