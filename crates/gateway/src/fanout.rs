@@ -147,7 +147,8 @@ impl Fanout {
         for effect in effects {
             match effect {
                 Effect::Emit(emit) => self.emit(tenant, Some(seat), emit),
-                Effect::Join { room, after } => self.join(seat, &room, after).await,
+                // Boxed: most deliveries wait for nothing, and are as large as the largest.
+                Effect::Join { room, after } => Box::pin(self.join(seat, &room, after)).await,
                 Effect::Leave(room) => {
                     self.leave(seat, &room);
                 }

@@ -228,11 +228,14 @@ async fn drain(gateway: &Arc<Gateway>, connection: &Connection) {
     }
 }
 
-/// What panics ends neither the connection nor the process.
-async fn guarded(work: impl Future<Output = ()>) {
-    if AssertUnwindSafe(work).catch_unwind().await.is_err() {
-        tracing::error!("the inbox of a connection panicked");
-    }
+/// What panics ends neither the connection nor the process. (An `async fn` would hold its argument
+/// twice.)
+fn guarded(work: impl Future<Output = ()>) -> impl Future<Output = ()> {
+    AssertUnwindSafe(work).catch_unwind().map(|result| {
+        if result.is_err() {
+            tracing::error!("the inbox of a connection panicked");
+        }
+    })
 }
 
 /// Brings a socket what it should have without asking, in a while.
@@ -244,20 +247,24 @@ pub fn settle_after(delay: Duration, gateway: &Arc<Gateway>, seat: Arc<Seat>, du
     });
 }
 
+/// What is rare is boxed: every drain would be as large as it.
 async fn handle(gateway: &Arc<Gateway>, item: Item) {
     match item {
-        Item::Arrived(seat) => seat.arrive(gateway).await,
+        Item::Arrived(seat) => Box::pin(seat.arrive(gateway)).await,
         Item::Settled(seat, due) => {
             // Commands wait behind it: with the database away it is put off, not waited for.
-            let settled = tokio::time::timeout(SETTLE_PATIENCE, seat.settle(gateway, due)).await;
+            let settle = Box::pin(seat.settle(gateway, due));
+            let settled = tokio::time::timeout(SETTLE_PATIENCE, settle).await;
             if let Some(left) = settled.unwrap_or(Some(due)) {
                 settle_after(SETTLE_AGAIN, gateway, seat, left);
             }
         }
-        Item::Changed(seat) => seat.review(gateway).await,
-        Item::Left(seat, reason) => seat.leave(gateway, reason).await,
+        Item::Changed(seat) => Box::pin(seat.review(gateway)).await,
+        Item::Left(seat, reason) => Box::pin(seat.leave(gateway, reason)).await,
         Item::Asked(asked) => {
-            asked.seat.arrive(gateway).await;
+            if !asked.seat.has_arrived() {
+                Box::pin(asked.seat.arrive(gateway)).await;
+            }
             let performed = perform(gateway, *asked).await;
             finish(gateway, performed).await;
         }
@@ -292,7 +299,8 @@ async fn perform(gateway: &Arc<Gateway>, asked: Asked) -> Option<Performed> {
         caller.id = %seat.caller.user,
         conn.id = %seat.caller.connection,
     );
-    let work = async {
+    let panicked = |_| Err(Refusal::internal("the command panicked"));
+    let work = AssertUnwindSafe(async {
         match (route, payload) {
             (Some(route), Ok(payload)) => {
                 let again = route.enters.and_then(|enters| enters(payload));
@@ -306,16 +314,16 @@ async fn perform(gateway: &Arc<Gateway>, asked: Asked) -> Option<Performed> {
                     run(gateway, &seat, route, payload, received, received_at, acknowledged).await;
                 if let (Err(_), Some((after, room))) = (&result, &again) {
                     // Not shown again: it goes on where it stood still.
-                    gateway.fanout.join(&seat, room, *after).await;
+                    Box::pin(gateway.fanout.join(&seat, room, *after)).await;
                 }
                 result
             }
             (Some(_), Err(refusal)) => Err(reject(&gateway.domain, &seat.caller, refusal)),
             (None, _) => Err(reject(&gateway.domain, &seat.caller, Refusal::UnknownEvent)),
         }
-    };
-    let work = AssertUnwindSafe(work).catch_unwind().instrument(span.clone());
-    let panicked = |_| Err(Refusal::internal("the command panicked"));
+    })
+    .catch_unwind()
+    .instrument(span.clone());
     let result = work.await.unwrap_or_else(panicked);
     Some(Performed { seat, route, ack, received, result, span })
 }
