@@ -466,6 +466,21 @@ pub struct Limits {
     pub failed_handshakes: Rate,
 }
 
+#[cfg(test)]
+impl Limits {
+    /// Narrow ones.
+    pub fn sample() -> Self {
+        Self {
+            unsent_bytes: 1_000,
+            stalled: Duration::from_secs(1),
+            paused: Duration::from_secs(1),
+            silent: Duration::from_secs(1),
+            unauthenticated: 10,
+            failed_handshakes: Rate { count: 10, period: Duration::from_secs(1) },
+        }
+    }
+}
+
 impl Connections {
     pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
         let killed_polling = Notify::new();

@@ -311,35 +311,52 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
 
 #[cfg(test)]
 mod tests {
-    use carillon_domain::contract::Rate;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
-    use crate::connection::{self, Closing};
+    use crate::connection::{Closing, Limits};
 
     fn stream(
         pipe: usize,
+        opening: Opening,
     ) -> (Stream<tokio::io::DuplexStream>, tokio::io::DuplexStream, Arc<Connection>) {
         let (ours, theirs) = tokio::io::duplex(pipe);
-        let limits = connection::Limits {
-            unsent_bytes: 1_000,
-            stalled: std::time::Duration::from_secs(1),
-            paused: std::time::Duration::from_secs(1),
-            silent: std::time::Duration::from_secs(1),
-            unauthenticated: 10,
-            failed_handshakes: Rate { count: 10, period: std::time::Duration::from_secs(1) },
-        };
-        let connections = Connections::new(limits, Arc::default());
+        let connections = Connections::new(Limits::sample(), Arc::default());
         let connection = Arc::new(Connection::new(None, None));
-        let ours = Stream::new(ours, Bytes::new(), Opening::Open, connection.clone(), connections);
+        let ours = Stream::new(ours, Bytes::new(), opening, connection.clone(), connections);
         (ours, theirs, connection)
+    }
+
+    /// However its writes are cut, and whoever has pinged.
+    #[tokio::test]
+    async fn of_an_engine_whose_client_was_greeted_nothing_is_heard_before_its_own_words() {
+        let handshake = frame(br#"0{"sid":"x","upgrades":[],"pingInterval":25000}"#);
+        for (pong, heard) in [(Pong::Edge, [PONG, b"40"].concat()), (Pong::Client, b"40".to_vec())]
+        {
+            for together in [true, false] {
+                let (mut ours, mut theirs, _connection) = stream(64, Opening::Greeted(pong));
+                theirs.write_all(b"40").await.unwrap();
+                let said = [&handshake[..], PING].concat();
+                for part in if together { vec![&said[..]] } else { vec![&handshake, PING] } {
+                    ours.write_all(part).await.unwrap();
+                }
+                let mut buffer = vec![0; heard.len()];
+                ours.read_exact(&mut buffer).await.unwrap();
+                assert_eq!(buffer, heard);
+                ours.write_all(b"42").await.unwrap();
+                ours.shutdown().await.unwrap();
+                let mut received = Vec::new();
+                theirs.read_to_end(&mut received).await.unwrap();
+                assert_eq!(received, b"42");
+            }
+        }
     }
 
     /// However the kernel cuts the writes, the reply carries the public id and nothing else moves.
     #[tokio::test]
     async fn the_engines_session_id_never_reaches_the_wire() {
         for pipe in [1, 3, 7, 64, 4_096] {
-            let (mut ours, mut theirs, connection) = stream(pipe);
+            let (mut ours, mut theirs, connection) = stream(pipe, Opening::Open);
             let sid = socketioxide::socket::Sid::new();
             connection.rename("/", sid, "abcdefghijklmnopqrst", None);
             connection.rename("/chat", sid, "abcdefghijklmnopqrst", None);
@@ -366,19 +383,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_killed_stream_fails_at_once_even_when_the_peer_does_not_read() {
-        let (mut ours, _theirs, connection) = stream(8);
+        let (mut ours, _theirs, connection) = stream(8, Opening::Open);
         let write = tokio::spawn(async move { ours.write_all(&[0; 64]).await });
         tokio::task::yield_now().await;
         assert!(!write.is_finished(), "the pipe is full");
-        let limits = connection::Limits {
-            unsent_bytes: 1,
-            stalled: std::time::Duration::ZERO,
-            paused: std::time::Duration::ZERO,
-            silent: std::time::Duration::ZERO,
-            unauthenticated: 10,
-            failed_handshakes: Rate { count: 10, period: std::time::Duration::from_secs(1) },
-        };
-        let connections = Connections::new(limits, Arc::default());
+        let connections = Connections::new(Limits::sample(), Arc::default());
         connections.kill(&connection, Closing::SlowConsumer);
         let error = write.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);

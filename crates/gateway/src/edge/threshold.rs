@@ -88,3 +88,92 @@ async fn say<T: AsyncWrite + Unpin>(stream: &mut T, frame: &[u8]) -> Option<()> 
     stream.write_all(frame).await.ok()?;
     stream.flush().await.ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{io::DuplexStream, time::Instant};
+
+    use super::*;
+    use crate::connection::{Closing, Connections, Limits};
+
+    const GREETING: Greeting = Greeting {
+        ping_interval: Duration::from_millis(30),
+        ping_timeout: Duration::from_millis(60),
+        max_payload: 1_000_000,
+        connect_timeout: Duration::from_millis(75),
+    };
+
+    /// What the client sees of the handshake, but for the session's id.
+    async fn handshake(client: &mut DuplexStream) -> String {
+        let mut header = [0; 2];
+        client.read_exact(&mut header).await.unwrap();
+        assert_eq!(header[0], 0x81, "one text");
+        let mut text = vec![0; header[1].into()];
+        client.read_exact(&mut text).await.unwrap();
+        let text = String::from_utf8(text).unwrap();
+        format!("{}…{}", &text[..9], &text[25..])
+    }
+
+    #[tokio::test]
+    async fn a_client_is_greeted_and_handed_on_with_what_it_says_first() {
+        let (mut server, mut client) = tokio::io::duplex(1_024);
+        let connection = Connection::new(None, None);
+        let speak = async {
+            let shown = r#"0{"sid":"…","upgrades":[],"pingInterval":30,"pingTimeout":60,"maxPayload":1000000}"#;
+            assert_eq!(handshake(&mut client).await, shown);
+            client.write_all(b"40").await.unwrap();
+        };
+        let greet = GREETING.greet(&mut server, Bytes::new(), &connection);
+        let (heard, ()) = tokio::join!(greet, speak);
+        assert_eq!(heard, Some((Bytes::from("40"), Pong::Edge)));
+        // What came with the request has been said already.
+        let head = Bytes::from("41");
+        let heard = GREETING.greet(&mut server, head.clone(), &connection).await;
+        assert_eq!(heard, Some((head, Pong::Edge)));
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_is_pinged_and_then_given_up() {
+        let (mut server, mut client) = tokio::io::duplex(1_024);
+        let (connection, began) = (Connection::new(None, None), Instant::now());
+        let answer = async {
+            handshake(&mut client).await;
+            let mut ping = [0; 3];
+            client.read_exact(&mut ping).await.unwrap();
+            assert_eq!(ping, PING);
+            assert!(began.elapsed() >= GREETING.ping_interval);
+            client.write_all(b"3").await.unwrap();
+        };
+        let greet = GREETING.greet(&mut server, Bytes::new(), &connection);
+        let (heard, ()) = tokio::join!(greet, answer);
+        assert_eq!(heard, Some((Bytes::from("3"), Pong::Client)));
+
+        let hurried = Greeting { ping_timeout: Duration::from_millis(5), ..GREETING };
+        for (greeting, patience) in [(GREETING, 75), (hurried, 35)] {
+            let began = Instant::now();
+            assert_eq!(greeting.greet(&mut server, Bytes::new(), &connection).await, None);
+            assert!(began.elapsed() >= Duration::from_millis(patience));
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_leaves_or_is_closed_is_not_waited_for() {
+        let patient = Greeting {
+            ping_interval: Duration::from_hours(1),
+            connect_timeout: Duration::from_hours(1),
+            ..GREETING
+        };
+        let (mut server, client) = tokio::io::duplex(1_024);
+        let connection = Connection::new(None, None);
+        let connections = Connections::new(Limits::sample(), Arc::default());
+        let close = async { connections.kill(&connection, Closing::Draining) };
+        let greet = patient.greet(&mut server, Bytes::new(), &connection);
+        assert_eq!(tokio::join!(greet, close).0, None);
+
+        let connection = Connection::new(None, None);
+        drop(client);
+        assert_eq!(patient.greet(&mut server, Bytes::new(), &connection).await, None);
+    }
+}

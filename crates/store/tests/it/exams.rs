@@ -5,7 +5,7 @@ use std::{slice::from_ref, sync::Arc, time::Duration};
 
 use carillon_domain::{
     Caller, Cx, Done, Effect, Refusal,
-    contract::{Address, Scope},
+    contract::{Address, Handle as _, Scope},
     exam::{
         AttemptStatus,
         control::{Action, ExamControl},
@@ -175,6 +175,44 @@ async fn parallel_answers_never_lose_each_other() {
         let answers = session(&world, &caller("t", "ana")).await["answers"].clone();
         assert_eq!(answers.as_array().unwrap().len(), 10);
         assert!(answers.as_array().unwrap().iter().all(Value::is_number), "{answers}");
+        assert_eq!(findings(&world).await, [""; 0]);
+    }
+}
+
+/// On `SQLite` they are one batch, in which nothing is written before its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_given_at_once_follow_each_other_and_one_that_is_undone_leaves_nothing() {
+    for world in World::each().await {
+        provide(&world, json!({})).await;
+        let ana = caller("t", "ana");
+        session(&world, &ana).await;
+        let save = async |at, value: i64| {
+            let saved = answer(&world, &ana, at, json!(value)).await.unwrap();
+            (saved["version"].as_i64().unwrap(), saved["answer"].clone())
+        };
+        let undone = async || {
+            let command = ExamAnswer { exam_id: exam_id(), question_index: 0, answer: json!(3) };
+            let mut cx = Cx::new(&world.app, &ana, Scope::Rows, world.app.clock.now());
+            command.handle(&mut cx).await.unwrap();
+        };
+        let held = world.store.begin(&tenant("t"), Scope::Lane).await.unwrap();
+        let batch = async {
+            tokio::join!(
+                biased;
+                save(0, 1), undone(), save(0, 2), save(1, 1), undone(), save(0, 0), undone(),
+            )
+        };
+        let (saved, ()) = tokio::join!(biased; batch, async { drop(held) });
+        let mut first = [saved.0, saved.2, saved.5];
+        first.sort_unstable_by_key(|(version, _)| *version);
+        assert_eq!(first.each_ref().map(|(version, _)| *version), [1, 2, 3]);
+        assert_eq!(saved.3.0, 1);
+        assert_eq!(save(0, 1).await.0, if first[2].1 == json!(1) { 3 } else { 4 });
+        let kept = session(&world, &ana).await["answers"].clone();
+        assert_eq!(kept, json!([1, 1]));
+        // Its journal has every answer that was acknowledged, and nothing else.
+        assert_eq!(findings(&world).await, [""; 0]);
+        complete(&world, &ana).await.unwrap();
         assert_eq!(findings(&world).await, [""; 0]);
     }
 }
