@@ -193,6 +193,7 @@ impl<E: Engine> Edge<E> {
             (sid, _) => sid,
         };
         let connection = match sid {
+            Some(sid) if threshold::is_of_websocket(sid) => return Err(EngineError::BadRequest),
             Some(sid) => Some(
                 sid.parse::<Sid>()
                     .ok()

@@ -21,6 +21,14 @@ use crate::connection::Connection;
 /// As much of what a client says first as is read here: a header and the beginning of a CONNECT.
 const FIRST: usize = 64;
 
+/// What the ids end in that are handed out here; those of the engine do not.
+const NO_POLLING: char = '~';
+
+/// Whether it is the id of a session that began as a WebSocket: nothing else takes part in it.
+pub fn is_of_websocket(sid: &str) -> bool {
+    sid.ends_with(NO_POLLING)
+}
+
 /// What a client is told by the handshake, and how long it may be silent.
 #[derive(Clone, Copy, Debug)]
 pub struct Greeting {
@@ -71,11 +79,11 @@ impl Greeting {
         Some((Bytes::copy_from_slice(&first[..read]), pong))
     }
 
-    /// The id is of no use to anybody: on a WebSocket none is asked for, and the engine's own is a
+    /// The id is of no use to anybody: a WebSocket is asked for none, and the engine's own is a
     /// secret.
     fn handshake(&self) -> String {
         format!(
-            r#"0{{"sid":"{}","upgrades":[],"pingInterval":{},"pingTimeout":{},"maxPayload":{}}}"#,
+            r#"0{{"sid":"{}{NO_POLLING}","upgrades":[],"pingInterval":{},"pingTimeout":{},"maxPayload":{}}}"#,
             Sid::new(),
             self.ping_interval.as_millis(),
             self.ping_timeout.as_millis(),
@@ -113,7 +121,7 @@ mod tests {
         let mut text = vec![0; header[1].into()];
         client.read_exact(&mut text).await.unwrap();
         let text = String::from_utf8(text).unwrap();
-        format!("{}…{}", &text[..9], &text[25..])
+        format!("{}…{}", &text[..9], &text[26..])
     }
 
     #[tokio::test]
