@@ -43,9 +43,6 @@ const OTHER_CONNECTIONS: u32 = 12;
 /// Beside those, for the lanes: who talks does not queue behind everybody who comes back.
 const LANE_CONNECTIONS: u32 = 4;
 const SQLITE_READERS: u32 = 4;
-/// What the writer keeps of an SQLite file in memory, at most: 16 MiB. A message changes pages of
-/// its own room, and the 2 MiB that are usual hold those of a few hundred.
-const CACHE: &str = "-16384";
 /// Pages in the write-ahead log before they are brought into the file, 16 MiB: the same ones are
 /// changed again and again.
 const LOG: &str = "4000";
@@ -311,7 +308,7 @@ async fn open_sqlite(
         Opener::Tool => None,
     };
     let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(PATIENCE);
-    let writing = options.clone().pragma("cache_size", CACHE).pragma("wal_autocheckpoint", LOG);
+    let writing = options.clone().pragma("wal_autocheckpoint", LOG);
     let writers = Connections::new(pool(1).connect_with(writing).await?);
     let reading = options.create_if_missing(false).pragma("query_only", "on");
     let readers = Connections::new(pool(SQLITE_READERS).connect_with(reading).await?);

@@ -131,6 +131,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
         if !self.head.is_empty() {
             let length = self.head.len().min(buffer.remaining());
             buffer.put_slice(&self.head.split_to(length));
+            if self.head.is_empty() {
+                // What is left of it would keep all of it.
+                self.head = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.inner).poll_read(cx, buffer)
