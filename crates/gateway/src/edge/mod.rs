@@ -262,7 +262,7 @@ impl<E: Engine> Edge<E> {
                     accept::tune(&stream, accept::USER_TIMEOUT);
                     let stream = SharedTcp::new(stream);
                     let tcp = stream.write.clone();
-                    link.carry(stream, read_buf, Some(tcp)).await;
+                    link.carry(stream, copied(&read_buf), Some(tcp)).await;
                 }
                 Err(upgraded) => {
                     let Ok(Parts { io, read_buf, .. }) =
@@ -272,7 +272,7 @@ impl<E: Engine> Edge<E> {
                     };
                     let stream = io.into_inner();
                     accept::tune(stream.get_ref().0, accept::USER_TIMEOUT);
-                    link.carry(stream, read_buf, None).await;
+                    link.carry(stream, copied(&read_buf), None).await;
                 }
             }
         });
@@ -360,6 +360,11 @@ fn minimal<B>(head: &request::Parts, connection: &Arc<Connection>, body: B) -> R
     }
     minimal.extensions_mut().insert(connection.clone());
     minimal
+}
+
+/// What was read past a request, without the buffer of 8 KB that it is a slice of.
+fn copied(read: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(read)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<Box<str>> {
