@@ -108,7 +108,8 @@ fn route<E: Engine>(engine: E, connections: &Arc<Connections>) -> Router {
         ping_interval: PING_INTERVAL,
         ping_timeout: PING_TIMEOUT,
         max_payload: MAX_PAYLOAD as usize,
-        connect_timeout: CONNECT_TIMEOUT,
+        // There is no CONNECT without Socket.IO.
+        connect_timeout: if E::IS_SOCKETIO { CONNECT_TIMEOUT } else { Duration::MAX },
     };
     let edge = Edge::new(engine, connections.clone(), origins, greeting, TaskTracker::new())
         .with_eio3(true);

@@ -2,8 +2,8 @@
 //!
 //! A session of the engine costs some twelve kilobytes, and is kept for 45 s even when its client
 //! is gone. A flood of sockets that say nothing would be as many sessions. So the edge greets the
-//! client itself, with the handshake and, after one interval, the first ping; the engine hears of
-//! the connection with the client's first bytes. An honest client sends them at once.
+//! client itself, with the handshake, and pings it; the engine hears of the connection with the
+//! first bytes that are no pong. An honest client sends them at once.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use crate::connection::Connection;
 /// As much of what a client says first as is read here: a header and the beginning of a CONNECT.
 const FIRST: usize = 64;
 
-/// What the ids end in that are handed out here; those of the engine do not.
-const NO_POLLING: char = '~';
+/// What the ids end in that are handed out here; those of the engine do not. No client escapes it.
+const NO_POLLING: char = '*';
 
 /// Whether it is the id of a session that began as a WebSocket: nothing else takes part in it.
 pub fn is_of_websocket(sid: &str) -> bool {
@@ -42,7 +42,7 @@ pub struct Greeting {
 
 impl Greeting {
     /// Greets the client and waits for its first bytes, and says whose pong the engine's first
-    /// ping gets. `None` when the client says nothing in time, leaves, or is closed.
+    /// ping gets. `None` when the client does not speak in time, leaves, or is closed.
     pub async fn greet<T>(
         &self,
         stream: &mut T,
@@ -52,9 +52,8 @@ impl Greeting {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let patience = self.connect_timeout.min(self.ping_interval + self.ping_timeout);
         tokio::select! {
-            heard = timeout(patience, self.hear(stream, head)) => heard.ok()?,
+            heard = timeout(self.connect_timeout, self.hear(stream, head)) => heard.ok()?,
             () = connection.is_over() => None,
         }
     }
@@ -67,16 +66,27 @@ impl Greeting {
         if !head.is_empty() {
             return Some((head, Pong::Edge));
         }
-        let mut first = [0; FIRST];
-        let heard = timeout(self.ping_interval, stream.read(&mut first)).await;
-        let (read, pong) = if let Ok(read) = heard {
-            (read, Pong::Edge)
-        } else {
-            say(stream, PING).await?;
-            (stream.read(&mut first).await, Pong::Client)
-        };
-        let read = read.ok().filter(|read| *read > 0)?;
-        Some((Bytes::copy_from_slice(&first[..read]), pong))
+        let (mut first, mut owed) = ([0; FIRST], Pong::Edge);
+        loop {
+            let patience = match owed {
+                Pong::Edge => self.ping_interval,
+                Pong::Client => self.ping_timeout,
+            };
+            match (timeout(patience, stream.read(&mut first)).await, owed) {
+                (Ok(read), _) => {
+                    let said = &first[..read.ok().filter(|read| *read > 0)?];
+                    if owed == Pong::Edge || !is_pong(said) {
+                        return Some((Bytes::copy_from_slice(said), owed));
+                    }
+                    owed = Pong::Edge;
+                }
+                (Err(_), Pong::Edge) => {
+                    say(stream, PING).await?;
+                    owed = Pong::Client;
+                }
+                (Err(_), Pong::Client) => return None,
+            }
+        }
     }
 
     /// The id is of no use to anybody: a WebSocket is asked for none, and the engine's own is a
@@ -90,6 +100,11 @@ impl Greeting {
             self.max_payload,
         )
     }
+}
+
+/// Whether it is one frame of a client's, `3`, and nothing else.
+fn is_pong(said: &[u8]) -> bool {
+    matches!(*said, [0x81, 0x81, mask, _, _, _, text] if text ^ mask == b'3')
 }
 
 async fn say<T: AsyncWrite + Unpin>(stream: &mut T, frame: &[u8]) -> Option<()> {
@@ -143,23 +158,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_client_is_pinged_and_then_given_up() {
-        let (mut server, mut client) = tokio::io::duplex(1_024);
-        let (connection, began) = (Connection::new(None, None), Instant::now());
-        let answer = async {
-            handshake(&mut client).await;
-            let mut ping = [0; 3];
-            client.read_exact(&mut ping).await.unwrap();
-            assert_eq!(ping, PING);
-            assert!(began.elapsed() >= GREETING.ping_interval);
-            client.write_all(b"3").await.unwrap();
-        };
-        let greet = GREETING.greet(&mut server, Bytes::new(), &connection);
-        let (heard, ()) = tokio::join!(greet, answer);
-        assert_eq!(heard, Some((Bytes::from("3"), Pong::Client)));
+    async fn a_silent_client_is_pinged_and_handed_on_when_it_speaks() {
+        let patient = Greeting { connect_timeout: Duration::from_hours(1), ..GREETING };
+        for answers in [true, false] {
+            let (mut server, mut client) = tokio::io::duplex(1_024);
+            let (connection, began) = (Connection::new(None, None), Instant::now());
+            let speak = async {
+                handshake(&mut client).await;
+                let mut ping = [0; 3];
+                client.read_exact(&mut ping).await.unwrap();
+                assert_eq!(ping, PING);
+                assert!(began.elapsed() >= GREETING.ping_interval);
+                if answers {
+                    client.write_all(b"\x81\x81\x01\x02\x03\x04\x32").await.unwrap();
+                    // Then it is pinged again, and only then.
+                    client.read_exact(&mut ping).await.unwrap();
+                    assert!(began.elapsed() >= 2 * GREETING.ping_interval);
+                }
+                client.write_all(b"40").await.unwrap();
+            };
+            let greet = patient.greet(&mut server, Bytes::new(), &connection);
+            let (heard, ()) = tokio::join!(greet, speak);
+            assert_eq!(heard, Some((Bytes::from("40"), Pong::Client)));
+        }
+    }
 
-        let hurried = Greeting { ping_timeout: Duration::from_millis(5), ..GREETING };
-        for (greeting, patience) in [(GREETING, 75), (hurried, 35)] {
+    #[tokio::test]
+    async fn whoever_does_not_speak_in_time_is_given_up() {
+        let (mut server, _client) = tokio::io::duplex(1_024);
+        let connection = Connection::new(None, None);
+        let unanswered = Greeting { connect_timeout: Duration::from_hours(1), ..GREETING };
+        for (greeting, patience) in [(GREETING, 75), (unanswered, 90)] {
             let began = Instant::now();
             assert_eq!(greeting.greet(&mut server, Bytes::new(), &connection).await, None);
             assert!(began.elapsed() >= Duration::from_millis(patience));
