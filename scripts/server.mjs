@@ -94,6 +94,7 @@ export async function load(node, args, { binaries = release, core, heard = () =>
     });
   }
   const code = await generator.exited;
+  if (code !== 0) console.error(`${args.join(" ")} found fault:\n${said.slice(-12).join("\n")}`);
   if (!fs.existsSync(json)) throw new Error(`${args.join(" ")}: no report\n${said.slice(-10).join("\n")}`);
   return { code, ...JSON.parse(fs.readFileSync(json, "utf8")) };
 }
