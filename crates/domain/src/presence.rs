@@ -6,7 +6,7 @@
 pub mod elsewhere;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -114,17 +114,26 @@ impl std::fmt::Debug for Presence {
 struct State {
     users: HashMap<Key, Entry>,
     /// Members of a room who are online, in it or not.
-    online_members: HashMap<(TenantId, RoomId), HashSet<UserId>>,
+    online_members: HashMap<(TenantId, RoomId), OnlineMembers>,
     /// How many users have a socket in a room.
     occupants: HashMap<(TenantId, RoomId), usize>,
     connections: HashMap<ConnectionId, Key>,
     /// Sockets of other nodes.
     elsewhere: HashMap<ConnectionId, Key>,
     memberships_ended: u64,
+    /// Grows with every change of anything here.
+    revision: u64,
     /// Users whose last socket is gone, and when it went; kept for [`RETURN_WINDOW`].
     last_seen: HashMap<Key, Timestamp>,
     /// Users of whom the other nodes do not know the latest.
     untold: HashSet<Key>,
+}
+
+#[derive(Debug, Default)]
+struct OnlineMembers {
+    users: HashSet<UserId>,
+    /// [`State::revision`] when it was last found that each has all of their sockets in the room.
+    saw_everything: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -205,10 +214,17 @@ impl Presence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What changes who is here, or where, goes through this.
+    fn edit(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.revision += 1;
+        state
+    }
+
     /// Counts a socket in. Without `rooms` only where the user is here already; with rooms that
     /// may be out of date it asks for others.
     pub fn connected(&self, caller: &Caller, rooms: Option<Rooms>) -> Coming {
-        let mut state = self.lock();
+        let mut state = self.edit();
         let key = (caller.tenant.clone(), caller.user.clone());
         let is_shared = self.shared.get().is_some();
         self.touch(&mut state, &key);
@@ -239,6 +255,7 @@ impl Presence {
                 .online_members
                 .entry((caller.tenant.clone(), room.clone()))
                 .or_default()
+                .users
                 .insert(caller.user.clone());
         }
         let entry = Entry {
@@ -260,7 +277,7 @@ impl Presence {
 
     /// Counts a socket out. Returns the rooms in which the user has no other socket.
     pub fn disconnected(&self, caller: &Caller, now: Timestamp) -> Vec<RoomId> {
-        let mut state = self.lock();
+        let mut state = self.edit();
         if state.connections.remove(&caller.connection).is_none() {
             return Vec::new();
         }
@@ -284,7 +301,7 @@ impl Presence {
 
     /// A socket has joined a room; the user is a member of it from now on.
     pub fn joined(&self, caller: &Caller, room: &RoomId) {
-        let mut state = self.lock();
+        let mut state = self.edit();
         let key = (caller.tenant.clone(), caller.user.clone());
         self.touch(&mut state, &key);
         let Some(entry) = state.users.get_mut(&key) else { return };
@@ -298,13 +315,14 @@ impl Presence {
             .online_members
             .entry((caller.tenant.clone(), room.clone()))
             .or_default()
+            .users
             .insert(caller.user.clone());
     }
 
     /// A socket has left a room; true when its user has none in it any more.
     pub fn left(&self, caller: &Caller, room: &RoomId) -> bool {
         let key = (caller.tenant.clone(), caller.user.clone());
-        let mut state = self.lock();
+        let mut state = self.edit();
         self.touch(&mut state, &key);
         let was_last = state.users.get_mut(&key).is_some_and(|entry| entry.socket_left(room));
         if was_last {
@@ -315,18 +333,18 @@ impl Presence {
 
     /// The user has become a member of the room, with or without a socket in it.
     pub fn remember_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
-        let mut state = self.lock();
+        let mut state = self.edit();
         let key = (tenant.clone(), user.clone());
         self.touch(&mut state, &key);
         let Some(entry) = state.users.get_mut(&key) else { return };
         entry.member_of.insert(room.clone());
         let key = (tenant.clone(), room.clone());
-        state.online_members.entry(key).or_default().insert(user.clone());
+        state.online_members.entry(key).or_default().users.insert(user.clone());
     }
 
     /// The user is no member of the room any more.
     pub fn forget_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
-        let mut state = self.lock();
+        let mut state = self.edit();
         state.memberships_ended += 1;
         self.touch(&mut state, &(tenant.clone(), user.clone()));
         state.forget_member(tenant, user, room);
@@ -347,7 +365,7 @@ impl Presence {
     /// A socket of the user has been here for a moment.
     pub fn settled(&self, tenant: &TenantId, user: &UserId) {
         let key = (tenant.clone(), user.clone());
-        let mut state = self.lock();
+        let mut state = self.edit();
         self.touch(&mut state, &key);
         if let Some(entry) = state.users.get_mut(&key) {
             entry.is_settled = entry.sockets > 0;
@@ -391,27 +409,37 @@ impl Presence {
     }
 
     /// Whether every member of the room has all of their sockets in it: the common case of a full
-    /// room, told without asking the database.
+    /// room, told without asking the database, and found out once for all messages between two
+    /// changes of who is where.
     pub fn see_everything(&self, tenant: &TenantId, room: &RoomId, member_count: i64) -> bool {
-        let state = self.lock();
-        let Some(online) = state.online_members.get(&(tenant.clone(), room.clone())) else {
+        let state = &mut *self.lock();
+        let Some(online) = state.online_members.get_mut(&(tenant.clone(), room.clone())) else {
             return member_count == 0;
         };
-        let sees_all = |user: &UserId| {
+        if usize::try_from(member_count) != Ok(online.users.len()) {
+            return false;
+        }
+        if online.saw_everything == Some(state.revision) {
+            return true;
+        }
+        let sees_all = online.users.iter().all(|user| {
             let entry = state.users.get(&(tenant.clone(), user.clone()));
             entry.is_some_and(|entry| {
                 let sockets = entry.all_sockets();
                 sockets > 0 && entry.sockets_in(room) == sockets
             })
-        };
-        usize::try_from(member_count) == Ok(online.len()) && online.iter().all(sees_all)
+        });
+        online.saw_everything = sees_all.then_some(state.revision);
+        sees_all
     }
 
     /// Members of the room who are online, with their names; empty for a room of more than
     /// [`MAX_SNAPSHOT`] of them.
     pub fn online_members(&self, tenant: &TenantId, room: &RoomId) -> Vec<(UserId, String)> {
         let state = self.lock();
-        let Some(users) = state.online_members.get(&(tenant.clone(), room.clone())) else {
+        let Some(OnlineMembers { users, .. }) =
+            state.online_members.get(&(tenant.clone(), room.clone()))
+        else {
             return Vec::new();
         };
         if users.len() > MAX_SNAPSHOT {
@@ -502,7 +530,7 @@ impl Presence {
 
     /// Those whose grace has run out; each is named once, by the node that had them last.
     pub fn expire(&self, now: Timestamp) -> Vec<Gone> {
-        let mut state = self.lock();
+        let mut state = self.edit();
         state.last_seen.retain(|_, seen| seen.after(RETURN_WINDOW) >= now);
         let is_over = |left: Option<Timestamp>| left.is_some_and(|at| at.after(GRACE) <= now);
         let is_due = |entry: &Entry| {
@@ -564,13 +592,7 @@ impl State {
         let entry = self.users.remove(key)?;
         let (tenant, user) = key;
         for room in &entry.member_of {
-            let key = (tenant.clone(), room.clone());
-            if let Some(users) = self.online_members.get_mut(&key) {
-                users.remove(user);
-                if users.is_empty() {
-                    self.online_members.remove(&key);
-                }
-            }
+            self.not_online_in((tenant.clone(), room.clone()), user);
         }
         Some(entry)
     }
@@ -594,11 +616,14 @@ impl State {
         if let Some(entry) = self.users.get_mut(&(tenant.clone(), user.clone())) {
             entry.member_of.remove(room);
         }
-        let key = (tenant.clone(), room.clone());
-        if let Some(users) = self.online_members.get_mut(&key) {
-            users.remove(user);
-            if users.is_empty() {
-                self.online_members.remove(&key);
+        self.not_online_in((tenant.clone(), room.clone()), user);
+    }
+
+    fn not_online_in(&mut self, room: (TenantId, RoomId), user: &UserId) {
+        if let hash_map::Entry::Occupied(mut online) = self.online_members.entry(room) {
+            online.get_mut().users.remove(user);
+            if online.get().users.is_empty() {
+                online.remove();
             }
         }
     }

@@ -151,7 +151,7 @@ impl Presence {
 
     /// A node has told of users.
     pub fn hear(&self, node: &NodeId, changes: Vec<Change>) {
-        let mut state = self.lock();
+        let mut state = self.edit();
         for Change { tenant, user, part } in changes {
             state.replace(node, &(tenant, user), part);
         }
@@ -160,7 +160,7 @@ impl Presence {
     /// A node has told of everybody it has: nobody else is with it. Returns those who were nowhere
     /// before.
     pub fn hear_everybody(&self, node: &NodeId, everybody: Vec<Change>) -> Vec<Person> {
-        let mut state = self.lock();
+        let mut state = self.edit();
         let mut new = Vec::new();
         let told: BTreeSet<Key> =
             everybody.iter().map(|change| (change.tenant.clone(), change.user.clone())).collect();
@@ -181,7 +181,7 @@ impl Presence {
 
     /// A node is gone, since then: its users are waited for as if their sockets had been lost.
     pub fn lose(&self, node: &NodeId, since: Timestamp) {
-        let mut state = self.lock();
+        let mut state = self.edit();
         for key in state.users_of(node) {
             let Some(entry) = state.users.get(&key) else { continue };
             let told = entry.elsewhere.iter().find(|told| told.node == *node);
@@ -238,7 +238,7 @@ impl State {
             for room in &part.member_of {
                 if entry.member_of.insert(room.clone()) {
                     let room = (tenant.clone(), room.clone());
-                    self.online_members.entry(room).or_default().insert(user.clone());
+                    self.online_members.entry(room).or_default().users.insert(user.clone());
                 }
             }
             entry.elsewhere.push(Told { node: node.clone(), part, lost_at: None });
@@ -331,6 +331,45 @@ mod tests {
         tell(&b, &a);
         assert_eq!(a.presence.occupants(&one.tenant, &exam), 1);
         assert_eq!(b.presence.occupants(&one.tenant, &exam), 1);
+    }
+
+    /// The answer is kept until somebody comes, goes or moves.
+    #[test]
+    fn a_room_sees_everything_while_everybody_has_all_sockets_in_it() {
+        let [a, b] = nodes();
+        let algebra = room("algebra");
+        let (ana, ben, page) = (caller("ana", "a1"), caller("ben", "b1"), caller("ana", "a2"));
+        let sees = |members| {
+            let sees = a.presence.see_everything(&ana.tenant, &algebra, members);
+            assert_eq!(sees, a.presence.see_everything(&ana.tenant, &algebra, members));
+            sees
+        };
+        comes(&a, &ana, std::slice::from_ref(&algebra));
+        assert!(sees(1) && !sees(2), "another member is nowhere");
+        comes(&b, &ben, std::slice::from_ref(&algebra));
+        tell(&b, &a);
+        assert!(sees(2));
+        comes(&a, &page, &[]);
+        assert!(!sees(2), "another page of hers looks elsewhere");
+        a.presence.joined(&page, &algebra);
+        page.joined.insert(algebra.clone());
+        assert!(sees(2));
+        a.presence.left(&page, &algebra);
+        page.joined.remove(&algebra);
+        assert!(!sees(2));
+        a.presence.disconnected(&page, START);
+        assert!(sees(2), "that page is closed");
+        b.presence.left(&ben, &algebra);
+        assert!(sees(2), "not told yet");
+        tell(&b, &a);
+        assert!(!sees(2));
+        b.presence.joined(&ben, &algebra);
+        tell(&b, &a);
+        assert!(sees(2));
+        a.presence.lose(&b.id, START);
+        assert!(!sees(2));
+        a.presence.forget_member(&ben.tenant, &ben.user, &algebra);
+        assert!(sees(1));
     }
 
     #[test]
