@@ -265,11 +265,18 @@ impl Outlet {
             if ready == 0 {
                 return Ok(Flushed::All(total));
             }
-            let mut slices = [IoSlice::new(&[]); AT_ONCE];
-            for (slice, frame) in slices.iter_mut().zip(state.frames.iter().take(ready)) {
-                *slice = IoSlice::new(frame);
-            }
-            match tcp.try_write_vectored(&slices[..ready]) {
+            let written = match state.frames.front() {
+                // `send` costs less than `writev`.
+                Some(only) if ready == 1 => tcp.try_write(only),
+                _ => {
+                    let mut slices = [IoSlice::new(&[]); AT_ONCE];
+                    for (slice, frame) in slices.iter_mut().zip(state.frames.iter().take(ready)) {
+                        *slice = IoSlice::new(frame);
+                    }
+                    tcp.try_write_vectored(&slices[..ready])
+                }
+            };
+            match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     state.advance(written);
