@@ -140,12 +140,13 @@ async fn relay(gateway: &Gateway) {
     }
 }
 
-/// One line when the database goes, one when it is back.
+/// One line when it cannot go on, which is the database's doing or that of who holds its lease, and
+/// one when it goes on.
 fn report(what: &str, result: Result<(), Refusal>, was_away: bool) -> bool {
     match (result, was_away) {
         (Ok(()), true) => tracing::info!("{what} works again"),
         (Err(error), false) => {
-            tracing::warn!(code = error.code().as_str(), "{what} waits for the database");
+            tracing::warn!(code = error.code().as_str(), "{what} has to wait");
             return true;
         }
         (Ok(()), false) => {}

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     error::refusal,
     rows::Rows,
-    sitting::Sittings,
+    sitting::{APPEND_JOURNAL, Sittings},
     time::Time,
     tx::{SqlTx, on},
 };
@@ -145,12 +145,6 @@ const ANSWER_VERSION: &str = "SELECT version FROM exam_answers
 
 const JOURNAL: &str = "SELECT seq, at, kind, actor, body, hash FROM exam_journal
     WHERE tenant_id = $1 AND session_id = $2 AND seq > $3 ORDER BY seq LIMIT $4";
-static APPEND: Rows = Rows::new(
-    "INSERT INTO exam_journal (tenant_id, session_id, seq, at, kind, actor, body, hash) VALUES",
-    1,
-    7,
-    "",
-);
 
 macro_rules! result_columns {
     ($before:literal, $after:literal) => {
@@ -904,12 +898,13 @@ impl ExamWrites for SqlTx {
             sittings.append(tenant, rows);
             return Ok(());
         }
-        for (statement, part) in APPEND.parts(self.kind(), rows) {
+        for (statement, part) in APPEND_JOURNAL.parts(self.kind(), rows) {
             on!(self.conn().await?, c => {
-                let mut query = sqlx::query(statement).bind(tenant.as_str());
+                let mut query = sqlx::query(statement);
                 for (attempt, row) in part {
-                    query = query.bind(attempt.as_str()).bind(row.seq).bind(Time(row.at))
-                        .bind(&row.kind).bind(&row.actor).bind(&row.body).bind(&row.hash);
+                    query = query.bind(tenant.as_str()).bind(attempt.as_str()).bind(row.seq)
+                        .bind(Time(row.at)).bind(&row.kind).bind(&row.actor).bind(&row.body)
+                        .bind(&row.hash);
                 }
                 query.execute(c).await.map(|_| ())
             })

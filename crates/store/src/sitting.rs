@@ -25,7 +25,7 @@ static PUT: Rows = Rows::new(
         answer = excluded.answer, version = excluded.version,
         received_at = excluded.received_at, late = excluded.late",
 );
-static APPEND: Rows = Rows::new(
+pub(crate) static APPEND_JOURNAL: Rows = Rows::new(
     "INSERT INTO exam_journal (tenant_id, session_id, seq, at, kind, actor, body, hash) VALUES",
     0,
     8,
@@ -168,7 +168,7 @@ impl Sittings {
                 query.execute(c).await.map(|_| ())
             })?;
         }
-        for (statement, part) in APPEND.parts(kind, &self.journal) {
+        for (statement, part) in APPEND_JOURNAL.parts(kind, &self.journal) {
             on!(held.statement(), c => {
                 let mut query = sqlx::query(statement);
                 for (Of(tenant, attempt), row) in part {
