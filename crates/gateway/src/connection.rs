@@ -30,7 +30,7 @@ use crate::{
     http::origin::OriginId,
     inbox::Inbox,
     metrics::Metrics,
-    strangers::{Overrun, Stranger, Strangers},
+    strangers::{Overrun, Stranger, Strangers, Waiting},
 };
 
 /// Slots of a connection's outbound queue in the engine. Never the limit, because what does not
@@ -521,21 +521,28 @@ impl Connections {
         }
     }
 
-    /// A connection of a client at that address, who has yet to prove who it is.
-    pub async fn begin(
-        &self,
-        ip: IpAddr,
-        connection: Connection,
-    ) -> Result<Arc<Connection>, Overrun> {
-        self.strangers.turn(ip).await?;
-        let connection = Arc::new(connection);
-        let (stranger, too_many) = self.strangers.add(ip, &connection);
+    /// A place in line for a new client at that address, if it has to wait.
+    pub fn line_up(&self, ip: IpAddr) -> Result<Option<Waiting>, Overrun> {
+        self.strangers.line_up(ip)
+    }
+
+    /// Waits until a new client's turn has come.
+    pub async fn turn(&self, waiting: Option<Waiting>) -> Result<(), Overrun> {
+        match waiting {
+            Some(waiting) => self.strangers.turn(&waiting).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A connection of a client at that address, whose turn it is and who has yet to prove who it
+    /// is.
+    pub fn begin(&self, ip: IpAddr, connection: &Arc<Connection>) {
+        let (stranger, too_many) = self.strangers.add(ip, connection);
         *connection.stranger.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Box::new(stranger));
         for one in too_many {
             self.kill(&one, Closing::Unauthenticated);
         }
-        Ok(connection)
     }
 
     /// How many have not authenticated.
@@ -543,9 +550,12 @@ impl Connections {
         self.strangers.len()
     }
 
-    /// Those who have not authenticated.
-    pub fn strangers(&self) -> Vec<Arc<Connection>> {
-        self.strangers.all()
+    /// Closes those who have not authenticated, and lets nobody wait for a turn any more.
+    pub fn turn_away(&self) {
+        self.strangers.closed.cancel();
+        for stranger in self.strangers.all() {
+            self.kill(&stranger, Closing::Draining);
+        }
     }
 
     /// Forgets addresses of which nothing is open or remembered.

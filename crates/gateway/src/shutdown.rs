@@ -64,9 +64,7 @@ pub async fn drain(
         }
     }
     // Nobody waits for those who have said nothing yet.
-    for stranger in gateway.connections.strangers() {
-        gateway.connections.kill(&stranger, Closing::Draining);
-    }
+    gateway.connections.turn_away();
     gateway.tasks.close();
     if timeout_at(deadline, gateway.tasks.wait()).await.is_err() {
         tracing::warn!(tasks = gateway.tasks.len(), "the drain took too long");

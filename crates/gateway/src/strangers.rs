@@ -36,6 +36,7 @@ use std::{
 
 use carillon_domain::contract::Rate;
 use governor::{RateLimiter, clock::DefaultClock, state::keyed::DefaultKeyedStateStore};
+use tokio_util::sync::CancellationToken;
 
 use crate::{connection::Connection, limits::quota};
 
@@ -65,6 +66,8 @@ pub struct Strangers {
     failed: RateLimiter<Address, DefaultKeyedStateStore<Address>, DefaultClock>,
     /// Where the first of each line waits; when the last one had its turn.
     gate: tokio::sync::Mutex<Option<Instant>>,
+    /// Nobody has a turn any more: this node is going away.
+    pub closed: CancellationToken,
     state: Mutex<State>,
 }
 
@@ -126,15 +129,15 @@ struct Line {
 }
 
 /// Somebody who waits there; no longer, when dropped.
-struct Waiting<'a>(&'a Line);
+pub struct Waiting(Arc<Line>);
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Too many wait already.
+/// Too many wait already, or nobody's turn will come.
 #[derive(Debug)]
 pub struct Overrun;
 
@@ -144,6 +147,7 @@ impl Strangers {
             at_once,
             failed: RateLimiter::keyed(quota(failed)),
             gate: tokio::sync::Mutex::default(),
+            closed: CancellationToken::new(),
             state: Mutex::default(),
         })
     }
@@ -160,21 +164,30 @@ impl Strangers {
         self.state().all.values().filter_map(|entry| entry.connection.upgrade()).collect()
     }
 
-    /// Waits until it is this one's turn, where there is need to.
-    pub async fn turn(&self, ip: IpAddr) -> Result<(), Overrun> {
+    /// A place in the line of that address, if there is need to wait.
+    pub fn line_up(&self, ip: IpAddr) -> Result<Option<Waiting>, Overrun> {
         let line = {
             let state = self.state();
             let neighbours = state.by_address.get(&address(ip));
             let is_crowd =
                 |one: &&Neighbours| one.ids.len() >= self.at_once || one.floods_until.is_some();
-            let Some(crowd) = neighbours.filter(is_crowd) else { return Ok(()) };
+            let Some(crowd) = neighbours.filter(is_crowd) else { return Ok(None) };
             crowd.line.clone()
         };
         let before = line.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&line);
-        if before >= self.at_once * QUEUE {
-            return Err(Overrun);
+        let waiting = Waiting(line);
+        if before >= self.at_once * QUEUE { Err(Overrun) } else { Ok(Some(waiting)) }
+    }
+
+    /// Waits until it is this one's turn.
+    pub async fn turn(&self, Waiting(line): &Waiting) -> Result<(), Overrun> {
+        tokio::select! {
+            () = self.pass(line) => Ok(()),
+            () = self.closed.cancelled() => Err(Overrun),
         }
+    }
+
+    async fn pass(&self, line: &Line) {
         let _first = line.first.lock().await;
         let mut turn = self.gate.lock().await;
         let at_once = u32::try_from(self.at_once).unwrap_or(u32::MAX).max(1);
@@ -184,7 +197,6 @@ impl Strangers {
         let due = now.checked_sub(CATCH_UP).map_or(due, |earliest| due.max(earliest));
         tokio::time::sleep(due.saturating_duration_since(now)).await;
         *turn = Some(due);
-        Ok(())
     }
 
     /// One more. Returns its place, and who has to go for it.
@@ -352,30 +364,42 @@ mod tests {
         assert_eq!(victims.len(), 3);
     }
 
+    /// Waits as somebody from a crowded address.
+    async fn turn(strangers: &Strangers, address: &str) -> Result<(), Overrun> {
+        let waiting = strangers.line_up(ip(address))?.unwrap();
+        strangers.turn(&waiting).await
+    }
+
     #[tokio::test]
     async fn a_crowded_address_waits_in_line_and_nobody_else_does() {
         let strangers = Strangers::new(20, OFTEN);
-        let since = Instant::now();
         for _ in 0..100 {
-            strangers.turn(ip("192.0.2.1")).await.unwrap();
+            assert!(strangers.line_up(ip("192.0.2.1")).unwrap().is_none(), "there is no gate yet");
         }
-        assert!(since.elapsed() < HONEST, "there is no gate yet");
         let (_open, _places, _) = crowd(&strangers, "192.0.2.1", 20);
         let since = Instant::now();
-        let turns = (0..10).map(|_| strangers.turn(ip("192.0.2.1")));
+        let turns = (0..10).map(|_| turn(&strangers, "192.0.2.1"));
         futures_util::future::join_all(turns).await.into_iter().for_each(Result::unwrap);
         assert!(since.elapsed() >= HONEST * 2 / 5, "{:?}", since.elapsed());
+        assert!(strangers.line_up(ip("192.0.2.2")).unwrap().is_none());
+        // Past a line of four times the limit nobody may wait, and those who leave do not.
+        let waiting: Vec<_> =
+            (0..80).map(|_| strangers.line_up(ip("192.0.2.1")).unwrap()).collect();
+        assert!(strangers.line_up(ip("192.0.2.1")).is_err());
+        drop(waiting);
+        assert!(strangers.line_up(ip("192.0.2.1")).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_node_that_goes_away() {
+        let strangers = Strangers::new(1, OFTEN);
+        let _open = crowd(&strangers, "192.0.2.1", 1);
+        turn(&strangers, "192.0.2.1").await.unwrap();
         let since = Instant::now();
-        strangers.turn(ip("192.0.2.2")).await.unwrap();
-        assert!(since.elapsed() < HONEST / 20);
-        // Those who leave do not wait, and past a line of four times the limit nobody may.
-        let turns = (0..100).map(|_| strangers.turn(ip("192.0.2.1")));
-        let few = tokio::time::timeout(HONEST / 10, futures_util::future::join_all(turns));
-        assert!(few.await.is_err());
-        let line = strangers.state().by_address[&ip("192.0.2.1")].line.clone();
-        assert_eq!(line.waiting.load(Ordering::Relaxed), 0);
-        line.waiting.store(80, Ordering::Relaxed);
-        strangers.turn(ip("192.0.2.1")).await.unwrap_err();
+        let close = async { strangers.closed.cancel() };
+        let (turn, ()) = tokio::join!(turn(&strangers, "192.0.2.1"), close);
+        turn.unwrap_err();
+        assert!(since.elapsed() < HONEST);
     }
 
     #[tokio::test]
@@ -383,9 +407,9 @@ mod tests {
         let strangers = Strangers::new(100, OFTEN);
         let _large = crowd(&strangers, "192.0.2.1", 100);
         let _small = crowd(&strangers, "192.0.2.2", 100);
-        let many = (0..50).map(|_| strangers.turn(ip("192.0.2.1")));
+        let many = (0..50).map(|_| turn(&strangers, "192.0.2.1"));
         let many = futures_util::future::join_all(many);
-        let one = strangers.turn(ip("192.0.2.2"));
+        let one = turn(&strangers, "192.0.2.2");
         tokio::select! {
             biased;
             _ = many => panic!("fifty of the other line came first"),

@@ -17,7 +17,7 @@ pub mod threshold;
 pub mod tls;
 pub mod upgrade;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use axum::{
     body::Body,
@@ -50,7 +50,7 @@ use crate::{
     connection::{Connection, Connections},
     http::origin::Origins,
     socketio::Adapter,
-    strangers::Overrun,
+    strangers::{Overrun, Waiting},
 };
 
 /// The Socket.IO path: polling, WebSocket and the upgrade from one to the other.
@@ -222,12 +222,12 @@ impl<E: Engine> Edge<E> {
             _ => {}
         }
         match query.transport {
-            "websocket" => self.websocket(request, connection, dialect).await,
+            "websocket" => self.websocket(request, connection, dialect),
             _ => self.polling(request, connection, dialect).await,
         }
     }
 
-    async fn websocket(
+    fn websocket(
         self,
         mut request: Request<Body>,
         connection: Option<Arc<Connection>>,
@@ -239,14 +239,14 @@ impl<E: Engine> Edge<E> {
             .filter(|_| request.method() == Method::GET)
             .cloned()
             .ok_or(EngineError::BadRequest)?;
-        let ip = address::client(request.extensions());
-        let is_new = connection.is_none();
-        let connection = if let Some(connection) = connection {
-            connection
+        let (connection, newcomer) = if let Some(connection) = connection {
+            (connection, None)
         } else {
+            let ip = address::client(request.extensions());
+            let waiting = self.connections.line_up(ip)?;
             let origin = self.origins.id(request.headers());
             let connection = Connection::new(bearer(request.headers()), None).on_page(origin);
-            self.connections.begin(ip, connection).await?
+            (Arc::new(connection), Some(Newcomer { ip, waiting }))
         };
         let upgrade = hyper::upgrade::on(&mut request);
         let minimal = minimal(&request.into_parts().0, &connection, ());
@@ -254,7 +254,7 @@ impl<E: Engine> Edge<E> {
         // Ends with the upgrade: the engine runs the connection in tasks of its own.
         tasks.spawn(async move {
             let Ok(upgraded) = upgrade.await else { return };
-            let link = Link { edge: self, connection, minimal, is_new, dialect };
+            let link = Link { edge: self, connection, minimal, newcomer, dialect };
             // Each in its own type: a plain connection is not to pay for the other's buffers.
             match upgraded.downcast::<TokioIo<TcpStream>>() {
                 Ok(Parts { io, read_buf, .. }) => {
@@ -287,13 +287,20 @@ impl<E: Engine> Edge<E> {
     }
 }
 
+/// Somebody who may have to wait for a turn: as an open WebSocket, a tenth of what a request that
+/// waits for its answer costs.
+struct Newcomer {
+    ip: IpAddr,
+    waiting: Option<Waiting>,
+}
+
 /// A WebSocket on its way to the engine.
 struct Link<E> {
     edge: Edge<E>,
     connection: Arc<Connection>,
     minimal: Request<()>,
-    /// It begins a connection; otherwise it is to take over from polling.
-    is_new: bool,
+    /// Set when it begins a connection; otherwise it is to take over from polling.
+    newcomer: Option<Newcomer>,
     /// Set when its client speaks Engine.IO 3.
     dialect: Option<Dialect>,
 }
@@ -305,7 +312,7 @@ impl<E: Engine> Link<E> {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { edge, connection, minimal, is_new, dialect } = self;
+        let Self { edge, connection, minimal, newcomer, dialect } = self;
         let Edge { engine, connections, greeting, tasks, .. } = edge;
         let let_out = || {
             // What goes past the engine is not translated.
@@ -327,9 +334,14 @@ impl<E: Engine> Link<E> {
             engine.carry(stream, minimal);
             tasks.spawn(async move { bridge.carry(&connection).await });
         };
-        if !is_new {
+        let Some(Newcomer { ip, waiting }) = newcomer else {
             upgrade::upgrade(stream, read, &connection, let_out, carry).await;
-        } else if dialect.is_some() {
+            return;
+        };
+        let turn = connections.turn(waiting);
+        let Some(read) = threshold::wait(&mut stream, read, turn).await else { return };
+        connections.begin(ip, &connection);
+        if dialect.is_some() {
             // Its client is told that it is connected before it says anything.
             carry(stream, read, Opening::Fresh(Pong::Edge));
         } else if let Some((read, pong)) = greeting.greet(&mut stream, read, &connection).await {

@@ -76,8 +76,10 @@ impl<E: Engine> Edge<E> {
         let ip = address::client(&head.extensions);
         let origin = self.origins.id(&head.headers);
         let polling = Some(Polling::new(dialect.clone()));
-        let connection = Connection::new(bearer(&head.headers), polling).on_page(origin);
-        let connection = self.connections.begin(ip, connection).await?;
+        let connection = Arc::new(Connection::new(bearer(&head.headers), polling).on_page(origin));
+        let waiting = self.connections.line_up(ip)?;
+        self.connections.turn(waiting).await?;
+        self.connections.begin(ip, &connection);
         let body = self.ask(minimal(head, &connection, Full::default())).await?;
         let sid = opened(&body).ok_or(EngineError::BadRequest)?;
         self.connections.insert(sid, &connection);

@@ -5,7 +5,7 @@
 //! client itself, with the handshake, and pings it; the engine hears of the connection with the
 //! first bytes that are no pong. An honest client sends them at once.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
 use carillon_redis_adapter::text_frame;
@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::stream::{PING, Pong};
-use crate::connection::Connection;
+use crate::{connection::Connection, strangers::Overrun};
 
 /// As much of what a client says first as is read here: a header and the beginning of a CONNECT.
 const FIRST: usize = 64;
@@ -27,6 +27,28 @@ const NO_POLLING: char = '*';
 /// Whether it is the id of a session that began as a WebSocket: nothing else takes part in it.
 pub fn is_of_websocket(sid: &str) -> bool {
     sid.ends_with(NO_POLLING)
+}
+
+/// Waits until it is the client's turn; returns what has been read of it by then. `None` when it
+/// leaves before, or its turn will not come.
+pub async fn wait<T>(
+    stream: &mut T,
+    head: Bytes,
+    turn: impl Future<Output = Result<(), Overrun>>,
+) -> Option<Bytes>
+where
+    T: AsyncRead + Unpin,
+{
+    let (mut turn, mut first) = (pin!(turn), [0; FIRST]);
+    let head = tokio::select! {
+        biased;
+        turn = &mut turn => return turn.ok().map(|()| head),
+        // Who speaks before the handshake is not seen to leave.
+        read = stream.read(&mut first), if head.is_empty() => {
+            Bytes::copy_from_slice(&first[..read.ok().filter(|read| *read > 0)?])
+        }
+    };
+    turn.await.ok().map(|()| head)
 }
 
 /// What a client is told by the handshake, and how long it may be silent.
@@ -155,6 +177,23 @@ mod tests {
         let head = Bytes::from("41");
         let heard = GREETING.greet(&mut server, head.clone(), &connection).await;
         assert_eq!(heard, Some((head, Pong::Edge)));
+    }
+
+    #[tokio::test]
+    async fn whoever_leaves_has_no_turn_and_what_is_said_before_it_is_kept() {
+        let (mut server, mut client) = tokio::io::duplex(64);
+        let early = Bytes::from("40");
+        let come = async { Ok(()) };
+        assert_eq!(wait(&mut server, early.clone(), come).await, Some(early.clone()));
+        client.write_all(&early).await.unwrap();
+        let come = async {
+            tokio::task::yield_now().await;
+            Ok(())
+        };
+        assert_eq!(wait(&mut server, Bytes::new(), come).await, Some(early));
+        assert_eq!(wait(&mut server, Bytes::new(), async { Err(Overrun) }).await, None);
+        drop(client);
+        assert_eq!(wait(&mut server, Bytes::new(), std::future::pending()).await, None);
     }
 
     #[tokio::test]
