@@ -37,6 +37,9 @@ use super::address::{ClientAddress, Peer};
 /// that has it, whatever it says, goes no further.
 pub const HANDOVER: HeaderName = HeaderName::from_static("x-carillon-handover");
 
+/// The node that holds a new session, by its tag.
+const NODE: HeaderName = HeaderName::from_static("x-carillon-node");
+
 /// Between tag and session id; in no session id of the engine.
 const SEPARATOR: char = '.';
 /// Five random bits a character.
@@ -114,6 +117,11 @@ impl Nodes {
     /// The session id that a client is given.
     pub fn tagged(&self, sid: Sid) -> String {
         format!("{}{SEPARATOR}{sid}", self.own.tag)
+    }
+
+    /// Says that a new session is ours.
+    pub fn signature(&self) -> Option<(HeaderName, HeaderValue)> {
+        Some((NODE, HeaderValue::from_str(&self.own.tag).ok()?))
     }
 
     /// Whose the session is that a client names.

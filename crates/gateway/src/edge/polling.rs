@@ -85,12 +85,21 @@ impl<E: Engine> Edge<E> {
         self.connections.insert(sid, &connection);
         self.take_first_ping(sid).await?;
         let body = self.tagged(sid, body);
-        let Some(dialect) = dialect else { return Ok(answer(body)) };
+        let Some(dialect) = dialect else { return Ok(self.signed(answer(body))) };
         if let Some(connect) = dialect.connects() {
             self.say(sid, connect.into()).await?;
         }
         self.tasks.spawn(self.clone().poll_for(connection, sid));
-        Ok(told(eio3::opening(&body)))
+        Ok(self.signed(told(eio3::opening(&body))))
+    }
+
+    /// The answer to a new client names the node that holds its session, for a balancer to keep in
+    /// mind.
+    fn signed(&self, mut answer: Response<Body>) -> Response<Body> {
+        if let Some(forwarder) = &self.forwarder {
+            answer.headers_mut().extend(forwarder.nodes.signature());
+        }
+        answer
     }
 
     /// An open packet as the client gets it: in a cluster its session's id says where it is held.

@@ -84,9 +84,11 @@ for (const Balancer of [Nginx, Haproxy]) {
     }
     const held = world.nodes.map((node) => people.filter((person) => owner(world, person) === node).length);
     assert.ok(Math.min(...held) >= 12, `${held}`);
-    // So are the ways to them: each node passes on about two thirds of what it gets.
     const passed = await Promise.all(world.nodes.map((node) => node.metric('carillon_forwarded_total{outcome="answered"}')));
-    assert.ok(Math.min(...passed) * 4 > Math.max(...passed), `${passed}`);
+    // HAProxy has learned where each session is. With nginx each node passes on about two thirds of
+    // what it gets.
+    if (Balancer === Haproxy) assert.deepEqual(passed, [0, 0, 0]);
+    else assert.ok(Math.min(...passed) * 4 > Math.max(...passed), `${passed}`);
     const { headers } = await ask(`${world.program.url}/socket.io/?EIO=4&transport=polling`);
     assert.equal(headers["set-cookie"], undefined);
     for (const person of people) person.leaves();
