@@ -255,14 +255,15 @@ impl<E: Engine> Edge<E> {
         tasks.spawn(async move {
             let Ok(upgraded) = upgrade.await else { return };
             let link = Link { edge: self, connection, minimal, newcomer, dialect };
-            // Each in its own type: a plain connection is not to pay for the other's buffers.
+            // Each in its own type, and its own place in memory: a plain connection is not to pay for
+            // the other's buffers.
             match upgraded.downcast::<TokioIo<TcpStream>>() {
                 Ok(Parts { io, read_buf, .. }) => {
                     let stream = io.into_inner();
                     accept::tune(&stream, accept::USER_TIMEOUT);
                     let stream = SharedTcp::new(stream);
                     let tcp = stream.write.clone();
-                    link.carry(stream, copied(&read_buf), Some(tcp)).await;
+                    Box::pin(link.carry(stream, copied(&read_buf), Some(tcp))).await;
                 }
                 Err(upgraded) => {
                     let Ok(Parts { io, read_buf, .. }) =
@@ -272,7 +273,7 @@ impl<E: Engine> Edge<E> {
                     };
                     let stream = io.into_inner();
                     accept::tune(stream.get_ref().0, accept::USER_TIMEOUT);
-                    link.carry(stream, copied(&read_buf), None).await;
+                    Box::pin(link.carry(stream, copied(&read_buf), None)).await;
                 }
             }
         });
@@ -335,7 +336,7 @@ impl<E: Engine> Link<E> {
             tasks.spawn(async move { bridge.carry(&connection).await });
         };
         let Some(Newcomer { ip, waiting }) = newcomer else {
-            upgrade::upgrade(stream, read, &connection, let_out, carry).await;
+            Box::pin(upgrade::upgrade(stream, read, &connection, let_out, carry)).await;
             return;
         };
         let turn = connections.turn(waiting);
