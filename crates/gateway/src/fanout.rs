@@ -31,7 +31,7 @@ use crate::{
     connection::{Closing, Connections},
     expiry::{Due, Expiries},
     metrics::Metrics,
-    progress::{Memory, Progress},
+    progress::{Concern, Memory, Progress},
     socketio::{Adapter, NodeHub, Seat},
 };
 
@@ -569,7 +569,8 @@ impl Fanout {
                 self.say(seat, &self.event(emit));
             }
         };
-        self.let_in(seat, after, let_in).await;
+        let whom = Concern::user(&seat.caller.user, std::iter::once(room));
+        self.let_in(seat, after, &whom, let_in).await;
     }
 
     /// Lets a socket go on that has come back: it is sent what it missed, and is where it was. As
@@ -589,26 +590,30 @@ impl Fanout {
                 }
             }
         };
-        self.let_in(seat, recovered.after, let_in).await;
+        let rooms = recovered.rooms.iter().map(|(room, _)| room).chain(groups);
+        let whom = Concern::user(&seat.caller.user, rooms);
+        self.let_in(seat, recovered.after, &whom, let_in).await;
     }
 
     /// Whether nothing durable was said in the room after an offset, as far as memory reaches.
     pub fn is_quiet(&self, tenant: &TenantId, room: &RoomId, after: Offset) -> bool {
         let Some(lane) = self.lane(tenant) else { return false };
         let progress = lane.lock();
-        progress.since(after).is_some_and(|mut said| !said.any(|emit| emit.to.is_of(room)))
+        progress
+            .since(after, &Concern::room(room))
+            .is_some_and(|mut said| !said.any(|emit| emit.to.is_of(room)))
     }
 
-    /// Hands over what was published after an offset, all of it, while delivery stands still. Where
-    /// memory does not reach back that far, the outbox does.
-    async fn let_in(&self, seat: &Seat, after: Offset, let_in: impl Fn(&[&Emit])) {
+    /// Hands over what was published after an offset, all of it that may concern the socket, while
+    /// delivery stands still. Where memory does not reach back that far, the outbox does.
+    async fn let_in(&self, seat: &Seat, after: Offset, whom: &Concern, let_in: impl Fn(&[&Emit])) {
         let tenant = &seat.caller.tenant;
         let Some(lane) = self.lane(tenant) else { return };
         let (mut backlog, mut known) = (Vec::new(), after);
         for _ in 0..ATTEMPTS {
             let delivered = {
                 let progress = lane.lock();
-                if let Some(rest) = progress.since(known) {
+                if let Some(rest) = progress.since(known, whom) {
                     let_in(&backlog.iter().chain(rest).collect::<Vec<_>>());
                     return;
                 }

@@ -5,7 +5,8 @@
 //! one of them; without this memory each of them would read all of it from the database.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
+    hash::BuildHasher as _,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use carillon_domain::{Emit, Offset, recovery::MAX_MISSED};
+use carillon_domain::{Emit, Offset, RoomId, UserId, contract::Address, recovery::MAX_MISSED};
+use foldhash::fast::{FixedState, RandomState};
 
 /// Events of a tenant that are always kept, for those who join just now.
 const ALWAYS: usize = 256;
@@ -35,8 +37,8 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(delivered: Offset, memory: Memory) -> Self {
-        let (early, recent) = (BTreeMap::new(), Recent { events: VecDeque::new(), memory });
-        Self { delivered, early, recent }
+        let recent = Recent { events: VecDeque::new(), whom: VecDeque::new(), memory };
+        Self { delivered, early: BTreeMap::new(), recent }
     }
 
     pub fn delivered(&self) -> Offset {
@@ -68,12 +70,21 @@ impl Progress {
         !self.early.is_empty()
     }
 
-    /// The events after an offset; `None` when it is ahead of this node, or when memory does
-    /// not reach back that far.
-    pub fn since(&self, after: Offset) -> Option<impl Iterator<Item = &Emit>> {
+    /// The events after an offset that may concern somebody; few others are among them. `None` when
+    /// it is ahead of this node, or when memory does not reach back that far.
+    pub fn since(&self, after: Offset, whom: &Concern) -> Option<impl Iterator<Item = &Emit>> {
         let missing = usize::try_from(self.delivered.0 - after.0).ok()?;
         let skipped = self.recent.events.len().checked_sub(missing)?;
-        Some(self.recent.events.range(skipped..).map(|kept| &kept.emit))
+        let mut of = whom.of.clone();
+        if let Some(user) = whom.user {
+            let all = self.recent.whom.range(skipped..);
+            // Also what is said in a room that the user came into meanwhile.
+            of.extend(all.filter(|one| one.who == Some(user)).filter_map(|one| one.of));
+        }
+        let all = self.recent.whom.range(skipped..).zip(self.recent.events.range(skipped..));
+        Some(all.filter_map(move |(one, kept)| {
+            one.of.is_none_or(|key| of.contains(&key)).then_some(&kept.emit)
+        }))
     }
 
     /// Lets go of what was delivered longer ago.
@@ -82,9 +93,63 @@ impl Progress {
     }
 }
 
+/// Stands for a room's or a user's id. Two may have the same: it rules out, and proves nothing.
+type Key = u64;
+
+fn key(id: &str) -> Key {
+    FixedState::default().hash_one(id)
+}
+
+/// Rooms and a user, to find what is for them without looking at each event.
+pub struct Concern {
+    of: HashSet<Key, RandomState>,
+    user: Option<Key>,
+}
+
+impl Concern {
+    pub fn room(room: &RoomId) -> Self {
+        Self { of: HashSet::from_iter([key(room.as_str())]), user: None }
+    }
+
+    /// Of a user, and of rooms they may be in.
+    pub fn user<'a>(user: &UserId, rooms: impl Iterator<Item = &'a RoomId>) -> Self {
+        let user = key(user.as_str());
+        let rooms = rooms.map(|room| key(room.as_str()));
+        Self { of: rooms.chain([user]).collect(), user: Some(user) }
+    }
+}
+
+/// Whom an event is for.
+struct Whom {
+    /// A room or a user; `None` where that does not say it.
+    of: Option<Key>,
+    /// Whose place in the room it changes.
+    who: Option<Key>,
+}
+
+impl From<&Address> for Whom {
+    fn from(address: &Address) -> Self {
+        let (of, who) = match address {
+            Address::User(user) => (Some(user.as_str()), None),
+            Address::Room(room) | Address::Others(room, _) => (Some(room.as_str()), None),
+            Address::RoomWith(room, who) | Address::RoomWithout(room, who) => {
+                (Some(room.as_str()), Some(who.as_str()))
+            }
+            Address::Caller
+            | Address::Around(..)
+            | Address::Tenant
+            | Address::Lookers(_)
+            | Address::Bystanders => (None, None),
+        };
+        Self { of: of.map(key), who: who.map(key) }
+    }
+}
+
 /// The newest delivered, without a gap.
 struct Recent {
     events: VecDeque<Kept>,
+    /// Of each of them. A herd goes through these, one by one, while delivery stands still.
+    whom: VecDeque<Whom>,
     memory: Memory,
 }
 
@@ -104,6 +169,7 @@ impl Recent {
         let kept = Kept { emit, at: Instant::now() };
         let bytes = kept.bytes();
         let mut together = self.memory.0.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.whom.push_back(Whom::from(&kept.emit.to));
         self.events.push_back(kept);
         // Who missed more starts anew.
         while self.events.len() > ALWAYS
@@ -122,10 +188,12 @@ impl Recent {
         }
         if self.events.capacity() > 4 * self.events.len() {
             self.events.shrink_to(2 * self.events.len());
+            self.whom.shrink_to(2 * self.events.len());
         }
     }
 
     fn drop_oldest(&mut self) -> usize {
+        self.whom.pop_front();
         let bytes = self.events.pop_front().map_or(0, |kept| kept.bytes());
         self.memory.0.fetch_sub(bytes, Ordering::Relaxed);
         bytes
@@ -166,9 +234,46 @@ mod tests {
         progress
     }
 
+    /// Those that everybody gets.
     fn offsets(progress: &Progress, after: i64) -> Option<Vec<i64>> {
-        let since = progress.since(Offset(after))?;
+        of(progress, after, &Concern::room(&RoomId::new("nobody's").unwrap()))
+    }
+
+    fn of(progress: &Progress, after: i64, whom: &Concern) -> Option<Vec<i64>> {
+        let since = progress.since(Offset(after), whom)?;
         Some(since.map(|emit| emit.offset.unwrap().0).collect())
+    }
+
+    #[test]
+    fn what_concerns_somebody_is_found() {
+        let room = |id| RoomId::new(id).unwrap();
+        let (ana, ben) = (UserId::new("ana").unwrap(), UserId::new("ben").unwrap());
+        let (algebra, botany, chess) = (room("algebra"), room("botany"), room("chess"));
+        let said = [
+            Address::Room(algebra.clone()),
+            Address::User(ana.clone()),
+            Address::User(ben.clone()),
+            Address::Tenant,
+            Address::Room(botany.clone()),
+            Address::Others(algebra.clone(), ben.clone()),
+            Address::RoomWith(botany.clone(), ben.clone()),
+            Address::RoomWith(chess.clone(), ana.clone()),
+            Address::Room(chess),
+            Address::Around(ben.clone(), vec![algebra.clone()]),
+            Address::RoomWithout(algebra.clone(), ana.clone()),
+        ];
+        let mut progress = progress(&Memory::default(), 0);
+        for (offset, to) in (1..).zip(said) {
+            progress.offer(Offset(offset), Emit { to, ..emit(offset) });
+            progress.advance().unwrap();
+        }
+        let found = |whom: &Concern| of(&progress, 0, whom).unwrap();
+        assert_eq!(found(&Concern::room(&algebra)), [1, 4, 6, 10, 11]);
+        assert_eq!(found(&Concern::user(&ben, [&botany].into_iter())), [3, 4, 5, 7, 10]);
+        // With the room that she has come into meanwhile.
+        let rooms = [&algebra];
+        assert_eq!(found(&Concern::user(&ana, rooms.into_iter())), [1, 2, 4, 6, 8, 9, 10, 11]);
+        assert_eq!(of(&progress, 8, &Concern::room(&algebra)).unwrap(), [10, 11]);
     }
 
     #[test]
