@@ -8,6 +8,7 @@ use carillon_domain::{
     contract::{Address, Command as _, Scope},
     ports::Store as _,
 };
+use sqlx::{Connection as _, Executor as _};
 
 use crate::world::{World, caller, reply, tenant};
 
@@ -205,4 +206,28 @@ async fn when_the_commit_fails_nothing_is_acknowledged_and_no_effect_leaves() {
             .collect();
         assert_eq!(offsets, [Offset(1)]);
     }
+}
+
+/// What `SQLite` keeps of it, to take it back, is 12 MB.
+#[tokio::test]
+async fn a_command_may_change_thousands_of_pages() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pages.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file).create_if_missing(true);
+    let mut conn = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let fill = "CREATE TABLE pages (id INTEGER PRIMARY KEY, body TEXT NOT NULL);
+        WITH RECURSIVE n (id) AS (VALUES (1) UNION ALL SELECT id + 1 FROM n WHERE id < 3000)
+        INSERT INTO pages SELECT id, hex(zeroblob(1500)) FROM n";
+    conn.execute(fill).await.unwrap();
+    let change = "UPDATE pages SET body = replace(body, '0', '1')";
+    let changed = "SELECT count(*) FROM pages WHERE body LIKE '1%'";
+    conn.execute("BEGIN IMMEDIATE; SAVEPOINT command").await.unwrap();
+    conn.execute(change).await.unwrap();
+    conn.execute("ROLLBACK TO SAVEPOINT command").await.unwrap();
+    let count: i64 = sqlx::query_scalar(changed).fetch_one(&mut conn).await.unwrap();
+    assert_eq!(count, 0);
+    conn.execute(change).await.unwrap();
+    conn.execute("COMMIT").await.unwrap();
+    let count: i64 = sqlx::query_scalar(changed).fetch_one(&mut conn).await.unwrap();
+    assert_eq!(count, 3_000);
 }
