@@ -39,9 +39,6 @@ use crate::{
 
 /// Typing and presence are told within this of being due.
 const TICK: Duration = Duration::from_millis(250);
-/// Of those whose time has come, thousands where a node is gone, so many are told before everybody else
-/// has a turn.
-const TOLD_AT_ONCE: usize = 32;
 /// The counter is compared with what was delivered this often.
 const RELAY: Duration = Duration::from_secs(1);
 /// An event that came early waits this long for the one before it.
@@ -118,11 +115,7 @@ async fn tick(gateway: &Gateway) {
     let mut ticks = every(TICK);
     loop {
         ticks.tick().await;
-        let due = session::tick(&gateway.domain).into_iter().enumerate();
-        for (index, (tenant, effect, is_ours)) in due {
-            if index % TOLD_AT_ONCE == TOLD_AT_ONCE - 1 {
-                tokio::task::yield_now().await;
-            }
+        for (tenant, effect, is_ours) in session::tick(&gateway.domain) {
             if is_ours {
                 gateway.fanout.deliver_system(&tenant, effect);
             } else {
