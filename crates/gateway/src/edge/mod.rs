@@ -288,8 +288,8 @@ impl<E: Engine> Edge<E> {
     }
 }
 
-/// Somebody who may have to wait for a turn: as an open WebSocket, a tenth of what a request that
-/// waits for its answer costs.
+/// Somebody who may have to wait for a turn: as an open WebSocket, which costs less than half of a
+/// request that waits for its answer (`scripts/abuse silent`).
 struct Newcomer {
     ip: IpAddr,
     waiting: Option<Waiting>,
