@@ -231,3 +231,12 @@ async fn a_command_may_change_thousands_of_pages() {
     let count: i64 = sqlx::query_scalar(changed).fetch_one(&mut conn).await.unwrap();
     assert_eq!(count, 3_000);
 }
+
+/// What `.cargo/config.toml` asks for; no result of a statement would tell.
+#[tokio::test]
+async fn sqlite_does_not_plan_anew_for_each_bound_limit() {
+    let mut conn = sqlx::SqliteConnection::connect("sqlite::memory:").await.unwrap();
+    let options: Vec<String> =
+        sqlx::query_scalar("PRAGMA compile_options").fetch_all(&mut conn).await.unwrap();
+    assert!(options.iter().any(|option| option == "ENABLE_QPSG"), "{options:?}");
+}
