@@ -214,7 +214,7 @@ impl Presence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What changes who is here, or where, goes through this.
+    /// What changes who is here, or where, goes through this, or raises the revision itself.
     fn edit(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         state.revision += 1;
@@ -530,22 +530,26 @@ impl Presence {
 
     /// Those whose grace has run out; each is named once, by the node that had them last.
     pub fn expire(&self, now: Timestamp) -> Vec<Gone> {
-        let mut state = self.edit();
+        let mut state = self.lock();
         state.last_seen.retain(|_, seen| seen.after(RETURN_WINDOW) >= now);
         let is_over = |left: Option<Timestamp>| left.is_some_and(|at| at.after(GRACE) <= now);
-        let is_due = |entry: &Entry| {
-            is_over(entry.left_at) || entry.elsewhere.iter().any(|told| is_over(told.lost_at))
-        };
+        let is_given_up =
+            |told: &elsewhere::Told| told.awaited_until.is_some_and(|until| until <= now);
+        let is_due =
+            |entry: &Entry| is_over(entry.left_at) || entry.elsewhere.iter().any(is_given_up);
         let due: Vec<Key> = state
             .users
             .iter()
             .filter(|(_, entry)| is_due(entry))
             .map(|(key, _)| key.clone())
             .collect();
+        if !due.is_empty() {
+            state.revision += 1;
+        }
         let mut gone = Vec::new();
         for key in due {
             let Some(entry) = state.users.get_mut(&key) else { continue };
-            entry.elsewhere.retain(|told| !is_over(told.lost_at));
+            entry.elsewhere.retain(|told| !is_given_up(told));
             let is_ours = is_over(entry.left_at);
             if is_ours && !entry.elsewhere.is_empty() {
                 // Of several that wait for the user, the one whom they left last tells, once the

@@ -7,13 +7,23 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, Key, Person, Presence, State};
+use super::{Entry, GRACE, Key, Person, Presence, State};
 use crate::ids::{ConnectionId, RoomId, TenantId, Timestamp, UserId};
+
+/// How far apart users of a node that is gone are given up, on average.
+const EACH: Duration = Duration::from_millis(1);
+/// At most. A killed node's users are shown offline within 15 s (docs/CLUSTER.md), and to see that it
+/// is gone takes up to 11.
+const SPREAD: Duration = Duration::from_secs(3);
+/// So many are written down as lost before others have a turn.
+const LOST_AT_ONCE: usize = 250;
 
 /// Names one run of a node.
 pub type NodeId = Arc<str>;
@@ -46,8 +56,9 @@ pub struct Change {
 pub(super) struct Told {
     node: NodeId,
     pub part: Part,
-    /// When the node went, with the user: their grace runs, and nobody else tells of its end.
-    pub lost_at: Option<Timestamp>,
+    /// Until when the user is waited for, where the node went with them: nobody else tells of its
+    /// end.
+    pub awaited_until: Option<Timestamp>,
 }
 
 /// Who this node is, and how to wake whoever tells the others.
@@ -179,23 +190,27 @@ impl Presence {
         new
     }
 
-    /// A node is gone, since then: its users are waited for as if their sockets had been lost.
-    pub fn lose(&self, node: &NodeId, since: Timestamp) {
-        let mut state = self.edit();
-        for key in state.users_of(node) {
-            let Some(entry) = state.users.get(&key) else { continue };
-            let told = entry.elsewhere.iter().find(|told| told.node == *node);
-            let left_at = told.and_then(|told| told.part.left_at).unwrap_or(since);
-            let name = entry.name.clone();
-            let member_of = entry.member_of.iter().cloned().collect();
-            let part = Part { name, member_of, left_at: Some(left_at), ..Part::default() };
-            state.replace(node, &key, Some(part));
-            let Some(entry) = state.users.get_mut(&key) else { continue };
-            for told in entry.elsewhere.iter_mut().filter(|told| told.node == *node) {
-                told.lost_at = Some(left_at);
+    /// A node is gone, since then: its users are waited for as if their sockets had been lost, at
+    /// least until `until`. Thousands of them are not given up in one moment, but over up to
+    /// [`SPREAD`], in the same order on every node; meanwhile many come back.
+    pub fn lose(&self, node: &NodeId, since: Timestamp, until: Timestamp) {
+        let keys = self.lock().users_of(node);
+        let spread = (EACH * u32::try_from(keys.len()).unwrap_or(u32::MAX)).min(SPREAD);
+        for some in keys.chunks(LOST_AT_ONCE) {
+            let mut state = self.edit();
+            for key in some {
+                state.lose(node, key, since, until.after(spread.mul_f64(place(key))));
             }
         }
     }
+}
+
+/// Where in a line of all users one stands, from 0 to 1.
+fn place(key: &Key) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    let [.., high, low] = hasher.finish().to_be_bytes();
+    f64::from(u16::from_be_bytes([high, low])) / f64::from(u16::MAX)
 }
 
 impl State {
@@ -207,6 +222,21 @@ impl State {
     fn users_of(&self, node: &NodeId) -> Vec<Key> {
         let has = |entry: &Entry| entry.elsewhere.iter().any(|told| told.node == *node);
         self.users.iter().filter(|(_, entry)| has(entry)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Of what a node that is gone has told of a user, only that they were there.
+    fn lose(&mut self, node: &NodeId, key: &Key, since: Timestamp, until: Timestamp) {
+        let Some(entry) = self.users.get(key) else { return };
+        let Some(told) = entry.elsewhere.iter().find(|told| told.node == *node) else { return };
+        let left_at = told.part.left_at.unwrap_or(since);
+        let name = entry.name.clone();
+        let member_of = entry.member_of.iter().cloned().collect();
+        let part = Part { name, member_of, left_at: Some(left_at), ..Part::default() };
+        self.replace(node, key, Some(part));
+        let Some(entry) = self.users.get_mut(key) else { return };
+        for told in entry.elsewhere.iter_mut().filter(|told| told.node == *node) {
+            told.awaited_until = Some(until.max(left_at.after(GRACE)));
+        }
     }
 
     /// Replaces what a node has told of a user, and counts anew what follows from it.
@@ -241,7 +271,7 @@ impl State {
                     self.online_members.entry(room).or_default().users.insert(user.clone());
                 }
             }
-            entry.elsewhere.push(Told { node: node.clone(), part, lost_at: None });
+            entry.elsewhere.push(Told { node: node.clone(), part, awaited_until: None });
         }
         let is_nobodys = !entry.is_here() && entry.elsewhere.is_empty();
         for room in entered.iter().filter(|room| !left.contains(room)) {
@@ -261,7 +291,7 @@ mod tests {
     use super::*;
     use crate::{
         dispatch::Caller,
-        presence::{Coming, GRACE, Rooms},
+        presence::{Coming, Rooms},
     };
 
     const START: Timestamp = Timestamp(1_000_000);
@@ -366,7 +396,7 @@ mod tests {
         b.presence.joined(&ben, &algebra);
         tell(&b, &a);
         assert!(sees(2));
-        a.presence.lose(&b.id, START);
+        a.presence.lose(&b.id, START, START);
         assert!(!sees(2));
         a.presence.forget_member(&ben.tenant, &ben.user, &algebra);
         assert!(sees(1));
@@ -426,14 +456,41 @@ mod tests {
         comes(&a, &caller("ana", "a1"), &[room("algebra")]);
         comes(&a, &caller("ben", "b1"), &[room("exam:1")]);
         tell(&a, &b);
-        b.presence.lose(&a.id, START);
+        b.presence.lose(&a.id, START, START);
         assert_eq!(b.presence.occupants(&caller("ben", "b1").tenant, &room("exam:1")), 0);
         assert_eq!(b.presence.connected(&caller("ben", "b2"), None), Coming::WasHere);
-        let gone = b.presence.expire(START.after(GRACE));
+        let gone = b.presence.expire(START.after(GRACE + 2 * EACH));
         assert_eq!(gone.len(), 1);
         assert_eq!((gone[0].person.user.as_str(), gone[0].is_ours), ("ana", false));
         assert_eq!(gone[0].person.rooms, [room("algebra")]);
         assert!(b.presence.lock().online_members.keys().all(|(_, of)| *of != room("algebra")));
+    }
+
+    #[test]
+    fn thousands_of_a_lost_node_are_given_up_one_after_the_other() {
+        let [a, b, c] = nodes();
+        let names: Vec<String> = (0..4_000).map(|at| format!("user-{at}")).collect();
+        for name in &names {
+            comes(&a, &caller(name, &format!("socket-of-{name}")), &[]);
+        }
+        let everybody = a.presence.everybody();
+        let until = START.after(GRACE);
+        for node in [&b, &c] {
+            node.presence.hear(&a.id, everybody.clone());
+            node.presence.lose(&a.id, START, until);
+        }
+        let mut gone = 0;
+        for tick in 0..=12 {
+            let now = until.after(SPREAD * tick / 12);
+            let [of_b, of_c] = [&b, &c].map(|node| {
+                let gone = node.presence.expire(now).into_iter();
+                gone.map(|gone| gone.person.user).collect::<BTreeSet<_>>()
+            });
+            assert_eq!(of_b, of_c, "whoever has a socket hears the same");
+            assert!(of_b.len() < names.len() / 8, "{} at {now:?}", of_b.len());
+            gone += of_b.len();
+        }
+        assert_eq!(gone, names.len());
     }
 
     #[test]

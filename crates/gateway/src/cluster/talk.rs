@@ -180,8 +180,8 @@ impl Talk {
         for (node, peer) in gone {
             tracing::warn!(node = &*node, "a node is gone: its users are waited for");
             state.lost.insert(node.clone());
-            let silent = peer.heard.elapsed();
-            gateway.domain.presence.lose(&node, gateway.domain.clock.now().before(silent));
+            let heard = gateway.domain.clock.now().before(peer.heard.max(up).elapsed());
+            gateway.domain.presence.lose(&node, heard, heard.after(LEASE));
         }
     }
 
@@ -196,7 +196,8 @@ impl Talk {
             if state.peers.remove(&from).is_some() {
                 tracing::info!(node = &*from, "a node has left");
             }
-            gateway.domain.presence.lose(&from, gateway.domain.clock.now());
+            let now = gateway.domain.clock.now();
+            gateway.domain.presence.lose(&from, now, now);
             return Some(());
         }
         let State { peers, lost, is_asked_for_all, .. } = &mut *state;
