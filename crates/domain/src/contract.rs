@@ -413,6 +413,8 @@ pub struct EventRow {
     pub whom: &'static str,
     pub durable: bool,
     pub paced: bool,
+    /// See [`Event::COUNTS`].
+    pub counts: bool,
     pub payload: fn() -> Schema,
 }
 
@@ -429,6 +431,7 @@ pub const fn event<E: Event>() -> EventRow {
         whom: <E::To as To>::WHOM,
         durable: E::DURABLE,
         paced: E::PACED,
+        counts: E::COUNTS,
         payload: sent::<E>,
     }
 }

@@ -118,6 +118,8 @@ struct State {
     /// How many users have a socket in a room.
     occupants: HashMap<(TenantId, RoomId), usize>,
     connections: HashMap<ConnectionId, Key>,
+    /// How many more sockets have the id, where one goes on before the older one is counted out.
+    doubled: HashMap<ConnectionId, usize>,
     /// Sockets of other nodes.
     elsewhere: HashMap<ConnectionId, Key>,
     memberships_ended: u64,
@@ -223,12 +225,15 @@ impl Presence {
 
     /// Counts a socket in. Without `rooms` only where the user is here already; with rooms that
     /// may be out of date it asks for others.
-    pub fn connected(&self, caller: &Caller, rooms: Option<Rooms>) -> Coming {
+    pub fn connected(&self, caller: &Caller, rooms: Option<Rooms>, now: Timestamp) -> Coming {
         let mut state = self.edit();
         let key = (caller.tenant.clone(), caller.user.clone());
         let is_shared = self.shared.get().is_some();
         self.touch(&mut state, &key);
         if let Some(entry) = state.users.get_mut(&key) {
+            let is_given_up = entry.is_about_to_be_given_up(now);
+            let rooms =
+                if is_given_up { entry.member_of.iter().cloned().collect() } else { Vec::new() };
             entry.sockets += 1;
             if is_shared {
                 entry.ids.push(caller.connection.clone());
@@ -236,8 +241,8 @@ impl Presence {
             entry.left_at = None;
             entry.name.clone_from(&caller.name);
             state.last_seen.remove(&key);
-            state.connections.insert(caller.connection.clone(), key);
-            return Coming::WasHere;
+            state.count_in(&caller.connection, key);
+            return if is_given_up { Coming::Online(rooms) } else { Coming::WasHere };
         }
         let Some(Rooms { mut rooms, as_of }) = rooms else { return Coming::RoomsNeeded };
         if as_of != state.memberships_ended {
@@ -269,7 +274,7 @@ impl Presence {
             noted_at: None,
             is_settled: false,
         };
-        state.connections.insert(caller.connection.clone(), key.clone());
+        state.count_in(&caller.connection, key.clone());
         state.last_seen.remove(&key);
         state.users.insert(key, entry);
         Coming::Online(rooms)
@@ -278,14 +283,16 @@ impl Presence {
     /// Counts a socket out. Returns the rooms in which the user has no other socket.
     pub fn disconnected(&self, caller: &Caller, now: Timestamp) -> Vec<RoomId> {
         let mut state = self.edit();
-        if state.connections.remove(&caller.connection).is_none() {
+        if !state.count_out(&caller.connection) {
             return Vec::new();
         }
         let key = (caller.tenant.clone(), caller.user.clone());
         self.touch(&mut state, &key);
         let Some(entry) = state.users.get_mut(&key) else { return Vec::new() };
         entry.sockets = entry.sockets.saturating_sub(1);
-        entry.ids.retain(|id| *id != caller.connection);
+        if let Some(at) = entry.ids.iter().position(|id| *id == caller.connection) {
+            entry.ids.swap_remove(at);
+        }
         let left: Vec<RoomId> =
             caller.joined.all().into_iter().filter(|room| entry.socket_left(room)).collect();
         if entry.sockets == 0 {
@@ -591,6 +598,24 @@ impl Entry {
 }
 
 impl State {
+    fn count_in(&mut self, id: &ConnectionId, key: Key) {
+        if self.connections.insert(id.clone(), key).is_some() {
+            *self.doubled.entry(id.clone()).or_default() += 1;
+        }
+    }
+
+    /// False when the socket was not counted in.
+    fn count_out(&mut self, id: &ConnectionId) -> bool {
+        let hash_map::Entry::Occupied(mut more) = self.doubled.entry(id.clone()) else {
+            return self.connections.remove(id).is_some();
+        };
+        *more.get_mut() -= 1;
+        if *more.get() == 0 {
+            more.remove();
+        }
+        true
+    }
+
     /// Nobody has the user any more.
     fn remove(&mut self, key: &Key) -> Option<Entry> {
         let entry = self.users.remove(key)?;

@@ -75,12 +75,13 @@ pub const SETTLING: Duration = Duration::from_secs(1);
 /// A socket has connected: it hears its user's study groups, and those who share a room are told,
 /// unless the user was already there.
 pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
-    let mut coming = app.presence.connected(caller, None);
+    let mut coming = app.presence.connected(caller, None, app.clock.now());
     while coming == Coming::RoomsNeeded {
         let as_of = app.presence.memberships_ended();
         let mut reads = app.store.read().await?;
         let rooms = reads.rooms_of(&caller.tenant, &caller.user, presence::MAX_ROOMS).await?;
-        coming = app.presence.connected(caller, Some(Rooms { rooms, as_of }));
+        let rooms = Some(Rooms { rooms, as_of });
+        coming = app.presence.connected(caller, rooms, app.clock.now());
     }
     let groups = app.presence.group_rooms(&caller.tenant, &caller.user);
     let mut effects: Vec<Effect> = groups.into_iter().map(Effect::Hear).collect();
@@ -180,9 +181,10 @@ pub async fn note_seen(app: &App, ago: Duration) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What has become due: typing that was not repeated, users whose grace is over. Called a few
-/// times a second; returns the effects by tenant, and whether they are for all nodes' sockets.
-pub fn tick(app: &App) -> Vec<(TenantId, Effect, bool)> {
+/// What has become due: typing that was not repeated, and users whose grace is over, unless they may
+/// have come back unheard. Called a few times a second; returns the effects by tenant, and whether
+/// they are for all nodes' sockets.
+pub fn tick(app: &App, hears: bool) -> Vec<(TenantId, Effect, bool)> {
     let now = app.clock.now();
     app.exams.expire(now);
     let silent = app
@@ -190,10 +192,10 @@ pub fn tick(app: &App) -> Vec<(TenantId, Effect, bool)> {
         .expire(now)
         .into_iter()
         .map(|typist| (typist.tenant.clone(), typist.effect(), true));
-    let gone =
-        app.presence.expire(now).into_iter().map(|gone| {
-            (gone.person.tenant.clone(), gone.person.shown(Status::Offline), gone.is_ours)
-        });
+    let gone = if hears { app.presence.expire(now) } else { Vec::new() };
+    let gone = gone
+        .into_iter()
+        .map(|gone| (gone.person.tenant.clone(), gone.person.shown(Status::Offline), gone.is_ours));
     silent
         .chain(gone)
         .filter_map(|(tenant, effect, all)| Some((tenant, effect.ok()?, all)))

@@ -8,6 +8,7 @@ use std::{
     borrow::Cow,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use carillon_domain::{
@@ -40,6 +41,8 @@ pub type Room = Cow<'static, str>;
 /// In a larger room, who comes and goes is told to the others as the latest of each kind, not one
 /// by one: two thousand who come in together would be told four million times.
 const CROWD: usize = 200;
+/// Clocks of nodes agree within this.
+const SKEW: Duration = Duration::from_secs(1);
 /// Durable events read from the outbox at a time.
 const BATCH: u32 = 256;
 /// Reads of the outbox before a join is given up.
@@ -171,7 +174,9 @@ impl Fanout {
             return self.emit(tenant, None, emit);
         }
         let what = match &effect {
-            Effect::Cut(user) => Some(What::Cut(tenant.clone(), user.clone())),
+            Effect::Cut(user) => {
+                Some(What::Cut(tenant.clone(), user.clone(), self.domain.clock.now()))
+            }
             Effect::Expel(user, room) => {
                 Some(What::Expel(tenant.clone(), user.clone(), room.clone()))
             }
@@ -191,7 +196,7 @@ impl Fanout {
             Effect::Emit(emit) => self.hear_emit(tenant, emit),
             Effect::Admit(user, room) => self.admit(tenant, &user, &room),
             Effect::Expel(user, room) => self.expel(tenant, &user, &room),
-            Effect::Cut(user) => self.cut_user(tenant, &user),
+            Effect::Cut(user) => self.cut_user(tenant, &user, self.domain.clock.now()),
             Effect::Know(account) => {
                 for seat in self.seats_of(tenant, &account.id) {
                     if seat.may_stay(&account) {
@@ -224,17 +229,31 @@ impl Fanout {
         }
     }
 
-    /// Every socket of a user on this node is disconnected for good.
-    pub fn cut_user(&self, tenant: &TenantId, user: &UserId) {
-        for seat in self.seats_of(tenant, user) {
-            self.cut(&seat);
-        }
+    /// Every socket of a user on this node that was there then is disconnected for good.
+    pub fn cut_user(&self, tenant: &TenantId, user: &UserId, at: Timestamp) {
+        let seats = self.seats_of(tenant, user).into_iter();
+        seats.filter(|seat| self.was_there(seat, at)).for_each(|seat| self.cut(&seat));
     }
 
-    /// The socket of that public id ends, in favour of another one. Whether it is of this node.
-    pub fn supersede(&self, tenant: &TenantId, user: &UserId, id: &ConnectionId) -> bool {
+    /// Whether a socket is older than what was said of it elsewhere, which comes late where Redis
+    /// was away.
+    fn was_there(&self, seat: &Seat, at: Timestamp) -> bool {
+        seat.connected_at(self.domain.clock.now()) <= at.after(SKEW)
+    }
+
+    /// The socket of that public id that was there then ends, in favour of another one. Whether it is
+    /// of this node.
+    pub fn supersede(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        id: &ConnectionId,
+        at: Timestamp,
+    ) -> bool {
         let seats = self.seats_of(tenant, user);
-        let seat = seats.iter().find(|seat| seat.caller.connection == *id);
+        let is_meant =
+            |seat: &&Arc<Seat>| seat.caller.connection == *id && self.was_there(seat, at);
+        let seat = seats.iter().find(is_meant);
         if let Some(seat) = seat {
             seat.supersede();
             self.cut(seat);
@@ -436,10 +455,17 @@ impl Fanout {
     pub fn hear_emit(&self, tenant: &TenantId, emit: Emit) {
         // Without a lane nobody of that tenant is here.
         let Some(lane) = self.lane(tenant) else { return };
-        match emit.offset {
-            Some(offset) => self.offer(tenant, &lane, offset, emit),
-            None => self.send(tenant, None, &emit),
+        if let Some(offset) = emit.offset {
+            return self.offer(tenant, &lane, offset, emit);
         }
+        // What was counted elsewhere was counted without those who are coming here.
+        if let (true, Address::Others(room, _)) = (emit.row.counts, &emit.to) {
+            let _turn = lane.lock();
+            let count = self.domain.presence.occupants(tenant, room);
+            let payload = recount(&emit.payload, count);
+            return self.send(tenant, None, &Emit { payload, ..emit });
+        }
+        self.send(tenant, None, &emit);
     }
 
     fn publish(&self, tenant: &TenantId, emit: &Emit) {
@@ -474,6 +500,10 @@ impl Fanout {
         let Some(room) = emit.counting.take() else {
             return self.send_everywhere(tenant, seat, &emit);
         };
+        // The others count anew, and know who is here by then.
+        if let Some(peers) = &self.peers {
+            peers.talk.tell(&self.domain.presence);
+        }
         let lane = self.lane(tenant);
         let _turn = lane.as_ref().map(|lane| lane.lock());
         let count = self.domain.presence.occupants(tenant, &room);

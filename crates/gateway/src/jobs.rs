@@ -115,7 +115,9 @@ async fn tick(gateway: &Gateway) {
     let mut ticks = every(TICK);
     loop {
         ticks.tick().await;
-        for (tenant, effect, is_ours) in session::tick(&gateway.domain) {
+        // Who moved to another node while that was not heard is not gone.
+        let hears = gateway.peers.as_ref().is_none_or(|peers| peers.talk.hears());
+        for (tenant, effect, is_ours) in session::tick(&gateway.domain, hears) {
             if is_ours {
                 gateway.fanout.deliver_system(&tenant, effect);
             } else {

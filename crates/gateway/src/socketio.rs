@@ -101,8 +101,8 @@ impl Seat {
     }
 
     /// When it came.
-    pub fn connected_at(&self, gateway: &Gateway) -> Timestamp {
-        gateway.domain.clock.now().before(self.since.elapsed())
+    pub fn connected_at(&self, now: Timestamp) -> Timestamp {
+        now.before(self.since.elapsed())
     }
 
     /// The client has shown a newer token.
@@ -391,7 +391,8 @@ async fn connect(
     }
     connection.rename(path, socket.id, caller.connection.as_str(), kept.pid.as_deref());
     let mut rooms = Vec::new();
-    if gateway.peers.is_some() {
+    // Others may name sockets of the tenant they share, and no others.
+    if gateway.peers.as_ref().is_some_and(|peers| *peers.names.shared_tenant() == caller.tenant) {
         rooms.push(connection_room(caller.connection.as_str()));
     }
     // Who goes on is let in together with what was missed.
@@ -489,9 +490,10 @@ async fn end_older(gateway: &Gateway, (tenant, user, _): Key<'_>, session: &Sess
     if !presence.is_connection(id.as_str()) {
         return;
     }
-    let is_here = gateway.fanout.supersede(tenant, user, id);
+    let now = gateway.domain.clock.now();
+    let is_here = gateway.fanout.supersede(tenant, user, id, now);
     if let Some(peers) = &gateway.peers {
-        peers.talk.say(What::Supersede(tenant.clone(), user.clone(), id.clone()));
+        peers.talk.say(What::Supersede(tenant.clone(), user.clone(), id.clone(), now));
     }
     // Its node was killed: there is nobody to end it, and the others forget it in a while.
     if session.lost_at.is_some() && !is_here {

@@ -85,6 +85,8 @@ pub struct Link {
     publisher: Mutex<Option<MultiplexedConnection>>,
     is_subscribed: AtomicBool,
     up_since: Mutex<Option<Instant>>,
+    /// Set once it was not there.
+    was_away: AtomicBool,
     /// Rung whenever the link comes or goes.
     changed: Notify,
     pub counters: Arc<Counters>,
@@ -139,6 +141,7 @@ impl Link {
             publisher: Mutex::default(),
             is_subscribed: AtomicBool::new(false),
             up_since: Mutex::default(),
+            was_away: AtomicBool::new(false),
             changed: Notify::new(),
             counters: Arc::default(),
         }))
@@ -155,6 +158,12 @@ impl Link {
     /// Since when both connections have been there; `None` while one is not.
     pub fn up_since(&self) -> Option<Instant> {
         *self.up_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it has been there all the time, or for at least so long.
+    pub fn is_whole(&self, at_least: Duration) -> bool {
+        self.up_since()
+            .is_some_and(|up| !self.was_away.load(Ordering::Acquire) || up.elapsed() >= at_least)
     }
 
     /// Queues a message; the oldest goes where there is no more place.
@@ -318,6 +327,7 @@ impl Link {
             }
             (false, true) => {
                 *up_since = None;
+                self.was_away.store(true, Ordering::Release);
                 tracing::warn!("Redis is away: this node goes on by itself");
             }
             _ => return,
@@ -329,6 +339,7 @@ impl Link {
     /// At the first attempt of a row only.
     fn say_away(&self, error: &RedisError, failures: usize) {
         if failures == 0 && self.up_since().is_none() {
+            self.was_away.store(true, Ordering::Release);
             let kind = error.category();
             tracing::warn!(kind, "Redis cannot be reached: this node goes on by itself");
         }

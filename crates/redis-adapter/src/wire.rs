@@ -541,6 +541,19 @@ pub fn for_clients(data: &[Value]) -> Option<(String, Vec<Bytes>)> {
     Some((String::from_utf8(text).ok()?, attachments.into_inner()))
 }
 
+/// A value as clients get it: times are texts, and what else only Node's packer knows is nothing.
+pub fn for_client(value: &Value) -> Value {
+    match value {
+        Value::Ext(kind, bytes) => time(*kind, bytes).map_or(Value::Nil, Value::from),
+        Value::Array(values) => values.iter().map(for_client).collect::<Vec<_>>().into(),
+        Value::Map(fields) => {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), for_client(value)));
+            Value::Map(fields.collect())
+        }
+        plain => plain.clone(),
+    }
+}
+
 /// A JSON text as the value that is published.
 pub fn from_json(text: &str) -> Option<Value> {
     serde_json::from_str(text).ok()

@@ -22,6 +22,8 @@ const EACH: Duration = Duration::from_millis(1);
 /// At most. A killed node's users are shown offline within 15 s (docs/CLUSTER.md), and to see that it
 /// is gone takes up to 11.
 const SPREAD: Duration = Duration::from_secs(3);
+/// Nodes find the same within this.
+const APART: Duration = Duration::from_secs(1);
 /// So many are written down as lost before others have a turn.
 const LOST_AT_ONCE: usize = 250;
 
@@ -115,6 +117,14 @@ impl Entry {
         self.elsewhere
             .iter()
             .all(|told| told.part.left_at.is_some() && (told.part.left_at, &told.node) < ours)
+    }
+
+    /// Whether the user is nowhere, and a node looks so soon for whether to give them up that another
+    /// one may have done so already: it tells its own sockets, and would hear of nobody who comes.
+    pub(super) fn is_about_to_be_given_up(&self, now: Timestamp) -> bool {
+        let is_due =
+            |told: &Told| told.awaited_until.is_some_and(|until| until <= now.after(APART));
+        !self.is_here() && self.elsewhere.iter().all(is_due)
     }
 
     fn part(&self) -> Option<Part> {
@@ -328,9 +338,10 @@ mod tests {
     }
 
     fn comes(node: &Node, caller: &Caller, rooms: &[RoomId]) {
-        if node.presence.connected(caller, None) == Coming::RoomsNeeded {
+        if node.presence.connected(caller, None, START) == Coming::RoomsNeeded {
             let as_of = node.presence.memberships_ended();
-            node.presence.connected(caller, Some(Rooms { rooms: rooms.to_vec(), as_of }));
+            let rooms = Some(Rooms { rooms: rooms.to_vec(), as_of });
+            node.presence.connected(caller, rooms, START);
         }
         for room in rooms {
             caller.joined.insert(room.clone());
@@ -410,7 +421,7 @@ mod tests {
         tell(&a, &b);
         a.presence.disconnected(&before, START);
         tell(&a, &b);
-        assert_eq!(b.presence.connected(&after, None), Coming::WasHere);
+        assert_eq!(b.presence.connected(&after, None, START), Coming::WasHere);
         tell(&b, &a);
         let later = START.after(GRACE);
         assert!(a.presence.expire(later).is_empty());
@@ -458,7 +469,7 @@ mod tests {
         tell(&a, &b);
         b.presence.lose(&a.id, START, START);
         assert_eq!(b.presence.occupants(&caller("ben", "b1").tenant, &room("exam:1")), 0);
-        assert_eq!(b.presence.connected(&caller("ben", "b2"), None), Coming::WasHere);
+        assert_eq!(b.presence.connected(&caller("ben", "b2"), None, START), Coming::WasHere);
         let gone = b.presence.expire(START.after(GRACE + 2 * EACH));
         assert_eq!(gone.len(), 1);
         assert_eq!((gone[0].person.user.as_str(), gone[0].is_ours), ("ana", false));
@@ -491,6 +502,38 @@ mod tests {
             gone += of_b.len();
         }
         assert_eq!(gone, names.len());
+    }
+
+    /// Nodes look a moment apart: where one has given the user up, the others do not hear of it.
+    #[test]
+    fn who_comes_back_while_they_are_given_up_is_shown_online_again() {
+        let [a, b, c] = nodes();
+        let (before, after) = (caller("ana", "a1"), caller("ana", "a2"));
+        comes(&a, &before, &[room("algebra")]);
+        for node in [&b, &c] {
+            node.presence.hear(&a.id, a.presence.everybody());
+            node.presence.lose(&a.id, START, START);
+        }
+        let given_up = START.after(GRACE + EACH);
+        assert_eq!(c.presence.expire(given_up).len(), 1);
+        let coming = b.presence.connected(&after, None, given_up);
+        assert_eq!(coming, Coming::Online(vec![room("algebra")]));
+        tell(&b, &c);
+        assert!(b.presence.expire(given_up).is_empty(), "she is here");
+    }
+
+    #[test]
+    fn a_socket_that_goes_on_before_the_older_one_is_counted_out_counts() {
+        let [a] = nodes();
+        let (older, newer) = (caller("ana", "a1"), caller("ana", "a1"));
+        comes(&a, &older, &[room("algebra")]);
+        comes(&a, &newer, &[room("algebra")]);
+        a.presence.disconnected(&older, START);
+        assert!(a.presence.is_connection("a1"));
+        assert_eq!(a.presence.everybody()[0].part.as_ref().unwrap().sockets.len(), 1);
+        assert_eq!(a.presence.disconnected(&newer, START), [room("algebra")]);
+        assert!(!a.presence.is_connection("a1"));
+        assert_eq!(a.presence.expire(START.after(GRACE)).len(), 1);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use carillon_redis_adapter::{
     wire::{self, Selection},
 };
 use serde::{Serialize, Serializer, ser::SerializeTuple as _};
+use socketioxide::AckError;
 use tokio::sync::mpsc;
 
 use super::{Peers, noted};
@@ -37,8 +38,9 @@ impl Node {
     /// An event of a server that is none of ours, or of an emitter.
     fn deliver_foreign(&self, gateway: &Gateway, broadcast: &wire::Broadcast) {
         let mut data = broadcast.data.clone();
-        // A client takes a text at the end for an offset, and could not recover by another.
-        if data.last().is_some_and(Value::is_str)
+        // A client takes a text at the end for an offset, and could not recover by another. Times
+        // become texts.
+        if matches!(data.last(), Some(Value::String(_) | Value::Ext(..)))
             && let Some(Offset(offset)) = gateway.fanout.position(self.peers.names.shared_tenant())
         {
             data.push(offset.to_string().into());
@@ -71,8 +73,6 @@ impl Node {
             let sockets = sockets.filter_map(|sid| namespace.get_socket(sid));
             seats.extend(sockets.filter_map(|socket| socket.extensions.get::<Arc<Seat>>()));
         }
-        // A room named as a socket's id is another tenant's business where the socket is.
-        seats.retain(|seat| seat.caller.tenant == *self.peers.names.shared_tenant());
         seats
     }
 
@@ -119,7 +119,8 @@ impl Member for Node {
 
     fn sockets(&self, namespace: &str, of: &Selection) -> Vec<Value> {
         let Some(gateway) = self.gateway.upgrade() else { return Vec::new() };
-        let seats = self.seats(&gateway, namespace, of).into_iter();
+        let (now, seats) =
+            (gateway.domain.clock.now(), self.seats(&gateway, namespace, of).into_iter());
         let details = seats.filter_map(|seat| {
             let socket = seat.socket.upgrade()?;
             let id = seat.caller.connection.as_str();
@@ -133,7 +134,7 @@ impl Member for Node {
                 ("role", current.role.as_str()),
             ];
             let data = data.map(|(key, value)| (Value::from(key), Value::from(value)));
-            let connected = jiff::Timestamp::from_millisecond(seat.connected_at(&gateway).0);
+            let connected = jiff::Timestamp::from_millisecond(seat.connected_at(now).0);
             let connected = connected.unwrap_or_default();
             Some(cluster::detail(id, &rooms, connected, Value::Map(data.into())))
         });
@@ -182,7 +183,7 @@ impl Member for Node {
         let Some(gateway) = self.gateway.upgrade() else { return 0 };
         let Some((name, arguments)) = broadcast.data.split_first() else { return 0 };
         let name = name.as_str().unwrap_or_default().to_owned();
-        let arguments = Arguments(arguments.to_vec());
+        let arguments = Arguments(arguments.iter().map(wire::for_client).collect());
         let mut asked = 0;
         for seat in self.seats(&gateway, &broadcast.namespace, &broadcast.to) {
             let Some(socket) = seat.socket.upgrade() else { continue };
@@ -191,10 +192,14 @@ impl Member for Node {
             asked += 1;
             let answers = answers.clone();
             tokio::spawn(async move {
-                if let Ok(value) = answer.await {
-                    // Whoever asked has enough.
-                    let _ = answers.send(value);
-                }
+                let value = match answer.await {
+                    Ok(value) => value,
+                    // An answer without a value, or with one that cannot be read, is one.
+                    Err(AckError::Decode(_)) => Value::Nil,
+                    Err(AckError::Timeout | AckError::Socket(_)) => return,
+                };
+                // Whoever asked has enough.
+                let _ = answers.send(value);
             });
         }
         asked

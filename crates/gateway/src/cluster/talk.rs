@@ -11,8 +11,11 @@ use std::{
 };
 
 use carillon_domain::{
-    ConnectionId, RoomId, TenantId, UserId,
-    presence::elsewhere::{Change, NodeId},
+    ConnectionId, RoomId, TenantId, Timestamp, UserId,
+    presence::{
+        Presence,
+        elsewhere::{Change, NodeId},
+    },
 };
 use carillon_redis_adapter::cluster::Cluster;
 use serde::{Deserialize, Serialize};
@@ -27,6 +30,8 @@ const REFRESH: Duration = Duration::from_secs(3);
 const LEASE: Duration = Duration::from_secs(10);
 /// How often it is looked whether one is.
 const TICK: Duration = Duration::from_millis(500);
+/// A node that has not looked for so long stood still, and has not heard what was said meanwhile.
+const STILL: Duration = Duration::from_secs(3);
 /// Users in one message.
 const AT_ONCE: usize = 200;
 
@@ -52,10 +57,10 @@ pub enum What {
     TellAll(NodeId),
     /// The node goes, and its users are about to come back elsewhere.
     Bye,
-    /// Every socket of the user is disconnected for good.
-    Cut(TenantId, UserId),
-    /// Another socket goes on in place of the user's one of that id.
-    Supersede(TenantId, UserId, ConnectionId),
+    /// Every socket of the user that came before is disconnected for good.
+    Cut(TenantId, UserId, Timestamp),
+    /// Another socket goes on in place of the user's one of that id that came before.
+    Supersede(TenantId, UserId, ConnectionId, Timestamp),
     /// No socket of the user hears the room any more.
     Expel(TenantId, UserId, RoomId),
     /// Those who look at boards are shown them again.
@@ -69,8 +74,38 @@ struct Peer {
     is_behind: bool,
     /// When it was last asked to tell of everybody.
     asked: Option<Instant>,
-    /// What it has told of everybody, while it has not told all.
-    everybody: Vec<Change>,
+    everybody: Telling,
+}
+
+/// What a node has told of everybody, while it has not told all.
+#[derive(Default)]
+struct Telling {
+    /// [`Said::told`] of its parts; what is of another telling does not go on with this one.
+    told: u64,
+    heard: usize,
+    changes: Vec<Change>,
+}
+
+impl Telling {
+    /// Takes a part in; everybody, once it was the last one. Where one was lost there is no more of
+    /// it, and the node is asked again.
+    fn hear(
+        &mut self,
+        told: u64,
+        (part, parts): (usize, usize),
+        some: Vec<Change>,
+    ) -> Option<Vec<Change>> {
+        if part == 0 {
+            *self = Self { told, ..Self::default() };
+        }
+        if (self.told, self.heard) != (told, part) {
+            *self = Self::default();
+            return None;
+        }
+        self.changes.extend(some);
+        self.heard += 1;
+        (self.heard == parts).then(|| std::mem::take(self).changes)
+    }
 }
 
 /// The talk of this node with the others.
@@ -89,6 +124,16 @@ struct State {
     lost: HashSet<NodeId>,
     told: u64,
     is_asked_for_all: bool,
+    /// When it was last looked for who is gone.
+    looked: Option<Instant>,
+    /// When this node went on after it had stood still.
+    awake_since: Option<Instant>,
+}
+
+impl State {
+    fn has_stood_still(&self) -> bool {
+        self.looked.is_some_and(|at| at.elapsed() > STILL)
+    }
 }
 
 impl Talk {
@@ -134,18 +179,18 @@ impl Talk {
                     }
                 }
             }
-            self.tell(gateway);
+            self.tell(&gateway.domain.presence);
         }
     }
 
     /// This node goes; its users are expected elsewhere.
     pub fn leave(&self, gateway: &Gateway) {
-        self.tell(gateway);
+        self.tell(&gateway.domain.presence);
         self.say(What::Bye);
     }
 
-    fn tell(&self, gateway: &Gateway) {
-        let presence = &gateway.domain.presence;
+    /// Tells the others who has come, gone or moved. Never waits.
+    pub fn tell(&self, presence: &Presence) {
         loop {
             // Under the lock, so that numbers and what they count leave in one order.
             let mut state = self.lock();
@@ -168,13 +213,26 @@ impl Talk {
         }
     }
 
+    /// Whether what was not heard was not said: not while Redis is away or this node stands still,
+    /// nor for a lease after.
+    pub fn hears(&self) -> bool {
+        let state = self.lock();
+        let is_late = |since: Instant| since.elapsed() < LEASE;
+        self.cluster.link.is_whole(LEASE)
+            && !state.has_stood_still()
+            && !state.awake_since.is_some_and(is_late)
+    }
+
     /// Gives up nodes that are gone.
     fn look(&self, gateway: &Gateway) {
-        // What was not heard while Redis was away says nothing.
-        let Some(up) = self.cluster.link.up_since().filter(|up| up.elapsed() >= LEASE) else {
-            return;
-        };
         let mut state = self.lock();
+        if state.has_stood_still() {
+            state.awake_since = Some(Instant::now());
+        }
+        state.looked = Some(Instant::now());
+        // What was not heard while Redis was away says nothing.
+        let Some(up) = self.cluster.link.up_since() else { return };
+        let up = state.awake_since.map_or(up, |awake| up.max(awake));
         let is_gone = |peer: &Peer| peer.heard.max(up).elapsed() >= LEASE;
         let gone: Vec<(NodeId, Peer)> = state.peers.extract_if(|_, peer| is_gone(peer)).collect();
         for (node, peer) in gone {
@@ -203,7 +261,7 @@ impl Talk {
         let State { peers, lost, is_asked_for_all, .. } = &mut *state;
         let peer = peers.entry(from.clone()).or_insert_with(|| {
             tracing::info!(node = &*from, "another node is there");
-            let (heard, asked, everybody) = (Instant::now(), None, Vec::new());
+            let (heard, asked, everybody) = (Instant::now(), None, Telling::default());
             Peer { heard, told: 0, is_behind: true, asked, everybody }
         });
         peer.heard = Instant::now();
@@ -215,12 +273,7 @@ impl Talk {
             }
             What::Changed(_) => peer.is_behind = true,
             What::Everybody(part, parts, some) => {
-                if part == 0 {
-                    peer.everybody.clear();
-                }
-                peer.everybody.extend(some);
-                if part + 1 == parts {
-                    let everybody = std::mem::take(&mut peer.everybody);
+                if let Some(everybody) = peer.everybody.hear(told, (part, parts), some) {
                     (peer.told, peer.is_behind) = (told, false);
                     let back = gateway.domain.presence.hear_everybody(&from, everybody);
                     // They had been shown offline.
@@ -236,9 +289,9 @@ impl Talk {
                 }
             }
             What::Bye => {}
-            What::Cut(tenant, user) => gateway.fanout.cut_user(&tenant, &user),
-            What::Supersede(tenant, user, id) => {
-                gateway.fanout.supersede(&tenant, &user, &id);
+            What::Cut(tenant, user, at) => gateway.fanout.cut_user(&tenant, &user, at),
+            What::Supersede(tenant, user, id, at) => {
+                gateway.fanout.supersede(&tenant, &user, &id, at);
             }
             What::Expel(tenant, user, room) => gateway.fanout.expel(&tenant, &user, &room),
             What::ShowBoards(tenant) => gateway.fanout.boards.show_again(&tenant),
@@ -250,5 +303,27 @@ impl Talk {
             self.say_as(told, What::TellAll(from));
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_is_told_whole_or_not_at_all() {
+        let change = |user: &str| {
+            let (tenant, user) = (TenantId::new("t").unwrap(), UserId::new(user).unwrap());
+            vec![Change { tenant, user, part: None }]
+        };
+        let mut telling = Telling::default();
+        assert!(telling.hear(1, (0, 3), change("ana")).is_none());
+        assert!(telling.hear(1, (2, 3), change("cat")).is_none(), "the second part was lost");
+        assert!(telling.hear(2, (1, 2), change("ben")).is_none(), "its first part was lost");
+        assert!(telling.hear(2, (0, 2), change("ana")).is_none());
+        assert!(telling.hear(3, (1, 2), change("ben")).is_none(), "of another telling");
+        assert!(telling.hear(3, (0, 2), change("ana")).is_none());
+        assert_eq!(telling.hear(3, (1, 2), change("ben")).unwrap().len(), 2);
+        assert_eq!(telling.hear(4, (0, 1), change("ana")).unwrap().len(), 1);
     }
 }

@@ -69,7 +69,7 @@ together("a text at the end of a foreign event is no offset", { on: [DATABASES[0
   await ana.asks("send-message", { roomId: "algebra", message: "one" });
   await ana.hears("receive-message");
   const { id } = ana.socket;
-  for (const args of [[], ["a text"], [1, "text"]]) {
+  for (const args of [[], ["a text"], [1, "text"], [new Date()]]) {
     // She is in her room again: what is foreign is not kept for her.
     await ana.settled();
     io.to("algebra").emit("foreign", ...args);

@@ -169,6 +169,45 @@ together("messages lost by Redis are found in the outbox", {}, async (cluster) =
   }
 });
 
+together("who moves to another node while Redis is away is not shown offline", { on: [DATABASES.at(-1)] }, async (cluster) => {
+  const [ben, cat] = [await cluster.person(0, "ben"), await cluster.person(1, "cat")];
+  const ana = await cluster.person(0, "ana");
+  for (const person of [ana, ben, cat]) await person.joins("algebra");
+  await eventually("Cat's node knows of Ana", async () =>
+    (await cluster.nodes[1].api("GET", "/v1/presence")).body.items.length === 3);
+  await cluster.redis.kill();
+  ana.socket.io.engine.close();
+  const moved = await cluster.person(1, "ana");
+  // Past her grace, and a lease past the return of Redis.
+  await pause(7_000);
+  await cluster.redis.launch();
+  await eventually("both are back", async () => {
+    const up = await Promise.all(cluster.nodes.map((node) => node.metric("carillon_redis_up")));
+    return up.every((one) => one === 1);
+  });
+  await pause(12_000);
+  for (const person of [ben, cat]) {
+    assert.deepEqual(person.unheard("user-status-change").filter((e) => e.status === "offline"), []);
+  }
+  moved.leaves();
+  assert.equal((await ben.hears("user-status-change", (e) => e.status === "offline", 8000)).userId, "ana");
+});
+
+together("who begins an exam on several nodes at once is counted on all of them", { nodes: 3, on: [DATABASES.at(-1)] }, async (cluster) => {
+  const questions = [{ id: "q0", kind: "single_choice", text: "?", options: ["a", "b"], correct: 1 }];
+  const exam = { title: "Anatomy", durationMinutes: 10, attemptsAllowed: 1, questions };
+  assert.equal((await cluster.nodes[0].api("PUT", "/v1/exams/anatomy", exam)).status, 200);
+  const students = await Promise.all(Array.from({ length: 12 }, (_, at) => cluster.person(at % 3, `s${at}`)));
+  const counts = students.map(() => 0);
+  for (const [at, { socket }] of students.entries()) {
+    for (const name of ["exam-joined", "participant-joined-exam"]) {
+      socket.on(name, ({ participantCount }) => { counts[at] = participantCount; });
+    }
+  }
+  for (const student of students) student.says("join-exam", { examId: "anatomy" });
+  await eventually("the last count everybody has heard is all", () => counts.every((count) => count === 12));
+});
+
 together("nothing that comes from Redis does harm", ALONE, async (cluster) => {
   const ana = await cluster.person(0, "ana");
   await ana.joins("algebra");
@@ -271,6 +310,11 @@ together("Node servers ask, and are answered", ALONE, async (cluster) => {
   ben.socket.on("question", (what, answer) => answer({ was: what }));
   const answers = await io.timeout(3000).emitWithAck("question", "six by nine");
   assert.deepEqual(answers, [{ was: "six by nine" }, { was: "six by nine" }]);
+  // An answer without a value is one, and times come as texts.
+  ana.socket.on("when", (at, nothing, answer) => answer());
+  ben.socket.on("when", (at, nothing, answer) => answer({ at, nothing }));
+  const told = await io.timeout(3000).emitWithAck("when", new Date(0), undefined);
+  assert.deepEqual(new Set(told), new Set([null, { at: "1970-01-01T00:00:00.000Z", nothing: null }]));
   assert.deepEqual(await within(4500, "serverSideEmit", io.serverSideEmitWithAck("ping", 1)), [null]);
   const gone = once(ben.socket, "disconnect");
   io.in("user:ben").disconnectSockets(true);
