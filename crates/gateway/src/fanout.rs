@@ -590,14 +590,18 @@ impl Fanout {
     /// Subscribes the socket and sends what was committed between its snapshot and now. Nothing
     /// is missing and nothing comes twice: delivery stands still while the socket is let in.
     pub async fn join(&self, seat: &Seat, room: &RoomId, after: Offset) {
-        let let_in = |emits: &[&Emit]| {
+        let let_in = |emits: &[&Emit], delivered: Offset| {
             let missed = Missed::new(emits.iter().copied(), room, &seat.caller.user);
             if missed.is_member {
                 self.subscribe(seat, room);
             }
-            for emit in missed.events {
+            let Some((last, others)) = missed.events.split_last() else { return };
+            for emit in others {
                 self.say(seat, &self.event(emit));
             }
+            // What it hears already has come further: the client must not go back behind that.
+            let last = Emit { offset: Some(delivered), ..Emit::clone(last) };
+            self.say(seat, &self.event(&last));
         };
         let whom = Concern::user(&seat.caller.user, std::iter::once(room));
         self.let_in(seat, after, &whom, let_in).await;
@@ -606,7 +610,7 @@ impl Fanout {
     /// Lets a socket go on that has come back: it is sent what it missed, and is where it was. As
     /// in [`Self::join`] delivery stands still while it is let in.
     pub async fn resume(&self, seat: &Seat, recovered: &Recovered, groups: &[RoomId]) {
-        let let_in = |emits: &[&Emit]| {
+        let let_in = |emits: &[&Emit], _: Offset| {
             let missed = Resumed::new(emits, recovered, groups, &seat.caller.user);
             if let Some(socket) = seat.socket.upgrade() {
                 socket.join(own_rooms(&seat.caller));
@@ -636,7 +640,13 @@ impl Fanout {
 
     /// Hands over what was published after an offset, all of it that may concern the socket, while
     /// delivery stands still. Where memory does not reach back that far, the outbox does.
-    async fn let_in(&self, seat: &Seat, after: Offset, whom: &Concern, let_in: impl Fn(&[&Emit])) {
+    async fn let_in(
+        &self,
+        seat: &Seat,
+        after: Offset,
+        whom: &Concern,
+        let_in: impl Fn(&[&Emit], Offset),
+    ) {
         let tenant = &seat.caller.tenant;
         let Some(lane) = self.lane(tenant) else { return };
         let (mut backlog, mut known) = (Vec::new(), after);
@@ -644,7 +654,8 @@ impl Fanout {
             let delivered = {
                 let progress = lane.lock();
                 if let Some(rest) = progress.since(known, whom) {
-                    let_in(&backlog.iter().chain(rest).collect::<Vec<_>>());
+                    let emits: Vec<_> = backlog.iter().chain(rest).collect();
+                    let_in(&emits, progress.delivered());
                     return;
                 }
                 progress.delivered()

@@ -221,6 +221,8 @@ impl Cluster {
                 self.link.publish(space.responses.clone(), Response { id, answer }.encode());
             }
         };
+        // Servers of before version 8 ask for a socket to be moved, and whoever has it answers.
+        let is_here = |of: &Selection| id.is_some() && !member.sockets(path, of).is_empty();
         match ask {
             Ask::Sockets(rooms) => {
                 let of = Selection { rooms, except: Vec::new() };
@@ -232,16 +234,25 @@ impl Cluster {
             }
             Ask::AllRooms => reply(Answer::Rooms(member.rooms(path))),
             Ask::Join(of, rooms) => {
+                let is_here = is_here(&of);
                 member.join(path, &of, &rooms);
-                reply(Answer::Done);
+                if is_here {
+                    reply(Answer::Done);
+                }
             }
             Ask::Leave(of, rooms) => {
+                let is_here = is_here(&of);
                 member.leave(path, &of, &rooms);
-                reply(Answer::Done);
+                if is_here {
+                    reply(Answer::Done);
+                }
             }
             Ask::Disconnect(of, close) => {
+                let is_here = is_here(&of);
                 member.disconnect(path, &of, close);
-                reply(Answer::Done);
+                if is_here {
+                    reply(Answer::Done);
+                }
             }
             Ask::Fetch(of) => reply(Answer::Sockets(member.sockets(path, &of))),
             Ask::ServerSideEmit(data) => reply(Answer::Value(member.server_side_emit(path, &data))),

@@ -330,6 +330,25 @@ together("Node servers ask, and are answered", ALONE, async (cluster) => {
   assert.deepEqual(await gone, ["io server disconnect", undefined].slice(0, (await gone).length));
 });
 
+together("whoever has a socket answers a server of before version 8", {}, async (cluster) => {
+  const [ana] = [await cluster.person(0, "ana"), await cluster.person(1, "ben")];
+  const client = await cluster.redis.client();
+  const answers = [];
+  const listener = await client.duplicate().connect();
+  for (const one of [client, listener]) cluster.keep({ dispose: () => one.destroy() });
+  await listener.subscribe("socket.io-response#/#", (answer) => answers.push(JSON.parse(answer)));
+  const ask = (request) => client.publish("socket.io-request#/#", JSON.stringify({ requestId: "r", sid: ana.socket.id, ...request }));
+  await ask({ type: 2, room: "algebra" });
+  await eventually("it is answered", () => answers.length > 0);
+  await ask({ type: 3, room: "algebra" });
+  await eventually("this, too", () => answers.length > 1);
+  const gone = once(ana.socket, "disconnect");
+  await ask({ type: 4, close: true });
+  await within(2000, "Ana is cut", gone);
+  await pause(500);
+  assert.deepEqual(answers, Array(3).fill({ requestId: "r" }));
+});
+
 together("clients of Node servers hear what happens here", { ...ALONE, on: [DATABASES[0]] }, async (cluster) => {
   const peer = await cluster.peer();
   peer.io.on("connection", (socket) => socket.join(["algebra", "user:zoe"]));
