@@ -336,7 +336,8 @@ impl<E: Engine> Link<E> {
             tasks.spawn(async move { bridge.carry(&connection).await });
         };
         let Some(Newcomer { ip, waiting }) = newcomer else {
-            Box::pin(upgrade::upgrade(stream, read, &connection, let_out, carry)).await;
+            let ask = || polling::poll(&engine, connection.sid()?);
+            Box::pin(upgrade::upgrade(stream, read, &connection, ask, let_out, carry)).await;
             return;
         };
         let turn = connections.turn(waiting);

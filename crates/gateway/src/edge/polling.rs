@@ -115,10 +115,9 @@ impl<E: Engine> Edge<E> {
 
     /// The published engine pings at once; the protocol has the first ping after one interval.
     async fn take_first_ping(&self, sid: Sid) -> Result<(), EngineError> {
-        let uri = of_session::<E>("polling", sid).ok_or(EngineError::BadRequest)?;
-        let poll = Request::get(&uri).body(Full::default()).map_err(|_| EngineError::BadRequest)?;
+        let first = poll(&self.engine, sid).ok_or(EngineError::BadRequest)?;
         // Nothing else can wait: nobody has been told of the session yet.
-        if self.ask(poll).await? != PING {
+        if first.await? != PING {
             return Err(EngineError::BadRequest);
         }
         self.say(sid, Bytes::from_static(PONG)).await
@@ -171,14 +170,13 @@ impl<E: Engine> Edge<E> {
     async fn poll_for(self, connection: Arc<Connection>, sid: Sid) {
         let Some(polling) = connection.polling() else { return };
         let Some(session) = &polling.eio3 else { return };
-        while let Some(uri) = of_session::<E>("polling", sid) {
-            let mut poll = Request::new(Full::default());
-            *poll.uri_mut() = uri;
+        loop {
             let mut slot = polling.asked.lock().await;
             if polling.is_upgraded() {
                 return;
             }
-            let asked = slot.get_or_insert_with(|| Box::pin(self.ask(poll)));
+            let Some(poll) = slot.take().or_else(|| poll(&self.engine, sid)) else { break };
+            let asked = slot.insert(poll);
             let answered = tokio::select! {
                 biased;
                 answered = asked => answered,
@@ -301,20 +299,33 @@ impl<E: Engine> Edge<E> {
         &self,
         request: Request<Full<Bytes>>,
     ) -> impl Future<Output = Result<Bytes, EngineError>> + Send + 'static {
-        let asked = self.engine.ask(request);
-        async move {
-            let (status, body) = asked.await.ok_or(EngineError::BadRequest)?;
-            if !status.is_success() {
-                // The engine's own words carry its codes as text; ours are Node's.
-                let is_unknown = memchr::memmem::find(&body, b"Session ID unknown").is_some();
-                return Err(if is_unknown {
-                    EngineError::UnknownSession
-                } else {
-                    EngineError::BadRequest
-                });
-            }
-            Ok(body)
+        ask(&self.engine, request)
+    }
+}
+
+/// A poll of the edge's own.
+pub fn poll<E: Engine>(engine: &E, sid: Sid) -> Option<Asked> {
+    let poll = Request::get(of_session::<E>("polling", sid)?).body(Full::default()).ok()?;
+    Some(Box::pin(ask(engine, poll)))
+}
+
+fn ask<E: Engine>(
+    engine: &E,
+    request: Request<Full<Bytes>>,
+) -> impl Future<Output = Result<Bytes, EngineError>> + Send + 'static {
+    let asked = engine.ask(request);
+    async move {
+        let (status, body) = asked.await.ok_or(EngineError::BadRequest)?;
+        if !status.is_success() {
+            // The engine's own words carry its codes as text; ours are Node's.
+            let is_unknown = memchr::memmem::find(&body, b"Session ID unknown").is_some();
+            return Err(if is_unknown {
+                EngineError::UnknownSession
+            } else {
+                EngineError::BadRequest
+            });
         }
+        Ok(body)
     }
 }
 

@@ -11,10 +11,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use carillon_domain::contract::ALL_PATHS;
 use carillon_redis_adapter::event_frame;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::oneshot,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     outlet::{MARK, Outlet},
@@ -43,11 +40,9 @@ pub enum Opening {
     /// The published engine pings at once, where the protocol has the first ping after one
     /// interval.
     Fresh(Pong),
-    /// The probe has been answered by the edge; these frames, which polling had taken from the
-    /// engine, come first.
-    Upgrade(oneshot::Receiver<Bytes>),
-    /// The engine's answer to the probe is still to come.
-    Upgraded,
+    /// The probe has been answered by the edge, and the engine's answer to it is still to come;
+    /// these frames, which were polled from the engine, come first.
+    Upgrade(Bytes),
     Open,
 }
 
@@ -65,7 +60,7 @@ impl Opening {
         let frame = match self {
             Self::Greeted(_) => return Some((0, frame_length(bytes))),
             Self::Fresh(_) => PING,
-            Self::Upgrade(_) | Self::Upgraded => PROBE_ANSWER,
+            Self::Upgrade(_) => PROBE_ANSWER,
             Self::Open => return None,
         };
         Some((memchr::memmem::find(bytes, frame)?, frame.len()))
@@ -80,12 +75,16 @@ impl<T> Stream<T> {
     pub fn new(
         inner: T,
         head: Bytes,
-        opening: Opening,
+        mut opening: Opening,
         connection: Arc<Connection>,
         connections: Arc<Connections>,
     ) -> Self {
         connection.stream_opened();
-        Self { inner, head, opening, replacement: Bytes::new(), connection, connections }
+        let replacement = match &mut opening {
+            Opening::Upgrade(frames) => std::mem::take(frames),
+            Opening::Greeted(_) | Opening::Fresh(_) | Opening::Open => Bytes::new(),
+        };
+        Self { inner, head, opening, replacement, connection, connections }
     }
 }
 
@@ -118,15 +117,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
         if self.connection.is_paused() || self.connection.is_stalled() {
             return Poll::Pending;
         }
-        match &mut self.opening {
+        match self.opening {
             // The writer wakes us.
             Opening::Greeted(_) | Opening::Fresh(_) => return Poll::Pending,
-            Opening::Upgrade(carried) => {
-                // Whoever had it gave up: the engine finds out by itself.
-                self.replacement = ready!(Pin::new(carried).poll(cx)).unwrap_or_default();
-                self.opening = Opening::Upgraded;
-            }
-            Opening::Upgraded | Opening::Open => {}
+            Opening::Upgrade(_) | Opening::Open => {}
         }
         if !self.head.is_empty() {
             let length = self.head.len().min(buffer.remaining());
@@ -153,7 +147,7 @@ impl<T> Stream<T> {
                 self.connection.reader.wake();
                 Opening::Open
             }
-            Opening::Upgrade(_) | Opening::Upgraded | Opening::Open => Opening::Open,
+            Opening::Upgrade(_) | Opening::Open => Opening::Open,
         };
     }
 }

@@ -13,9 +13,10 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::FutureExt;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::{Notify, oneshot},
+    sync::Notify,
     time::timeout,
 };
 
@@ -138,11 +139,13 @@ impl Drop for Attempt<'_> {
 }
 
 /// Answers a probe, and once the client stays leaves the stream to `carry`, with what was read of
-/// it. `let_out` is called when polling is over, and before anything is written.
+/// it. `ask` polls the engine; `let_out` is called when polling is over, and before anything is
+/// written.
 pub async fn upgrade<T>(
     mut stream: T,
     head: Bytes,
     connection: &Connection,
+    ask: impl Fn() -> Option<Asked>,
     let_out: impl FnOnce(),
     carry: impl FnOnce(T, Bytes, Opening),
 ) where
@@ -161,16 +164,28 @@ pub async fn upgrade<T>(
     drop(attempt);
     // A poll that still waits sees that and leaves.
     let asked = polling.asked.lock().await.take();
-    let (begin, carried) = oneshot::channel();
-    // The engine now ends its own poll; what that had taken comes first on the WebSocket.
-    carry(stream, read, Opening::Upgrade(carried));
-    let body = match asked {
-        Some(asked) => asked.await.unwrap_or_default(),
-        None => Bytes::new(),
-    };
+    let frames = drain(asked, ask, connection);
     let_out();
-    // Without the stream there is nobody to tell.
-    let _ = begin.send(frames(&renamed(connection, body)));
+    carry(stream, read, Opening::Upgrade(frames));
+}
+
+/// What the engine has for polls, as frames. It keeps back what has no place in an answer, for the
+/// next poll and for nothing else: so it is polled until it would have to wait, which is when it
+/// has nothing in hand. That poll is dropped.
+fn drain(
+    mut asked: Option<Asked>,
+    ask: impl Fn() -> Option<Asked>,
+    connection: &Connection,
+) -> Bytes {
+    let mut frames = BytesMut::new();
+    while let Some(Ok(body)) = asked.take().or_else(&ask).and_then(FutureExt::now_or_never) {
+        if body.is_empty() {
+            // The session is being closed.
+            break;
+        }
+        put_frames(&mut frames, &renamed(connection, body));
+    }
+    frames.freeze()
 }
 
 /// Waits for `2probe`, answers, and waits for `5`; returns all that was read. `None` when the
@@ -224,20 +239,18 @@ where
 }
 
 /// The packets of a polling body as the server's frames.
-fn frames(body: &[u8]) -> Bytes {
-    let mut frames = BytesMut::new();
+fn put_frames(frames: &mut BytesMut, body: &[u8]) {
     for packet in body.split(|byte| *byte == SEPARATOR) {
         match packet {
             [] | NOOP => {}
             [b'b', encoded @ ..] => {
                 // The engine encoded it.
                 let binary = BASE64.decode(encoded).unwrap_or_default();
-                put_frame(&mut frames, 0x82, &binary);
+                put_frame(frames, 0x82, &binary);
             }
-            text => put_frame(&mut frames, 0x81, text),
+            text => put_frame(frames, 0x81, text),
         }
     }
-    frames.freeze()
 }
 
 fn put_frame(frames: &mut BytesMut, opcode: u8, payload: &[u8]) {
@@ -330,7 +343,9 @@ mod tests {
         let body = format!("4a\u{1e}6\u{1e}bAQID\u{1e}{long}");
         let expected =
             [b"\x81\x024a\x82\x03\x01\x02\x03\x81\x7e\x00\x7e", long.as_bytes()].concat();
-        assert_eq!(frames(body.as_bytes()), expected);
-        assert_eq!(frames(b""), "");
+        let mut frames = BytesMut::new();
+        put_frames(&mut frames, b"");
+        put_frames(&mut frames, body.as_bytes());
+        assert_eq!(frames, expected);
     }
 }

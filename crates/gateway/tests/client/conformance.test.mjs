@@ -743,6 +743,21 @@ function engineTests(engine) {
     await wire.echoes();
   });
 
+  told("what had no place in the last poll's answer comes over the WebSocket", async () => {
+    const session = await Session.enter(engine);
+    const words = ["a", "b", "c", "d", "e", "f"].map((word) => word.repeat(400_000));
+    // Of three, two have a place in one answer.
+    for (const word of words.slice(0, 3)) await session.says(word);
+    const packets = await session.poll();
+    for (const word of words.slice(3)) await session.says(word);
+    const wire = await Wire.join(session);
+    await wire.probe();
+    wire.send("5");
+    while (packets.length < words.length) packets.push(await wire.next());
+    echoed(engine, packets, words);
+    await wire.echoes();
+  });
+
   told("what comes while polls and the upgrade cross arrives once and in order", async () => {
     for (let round = 0; round < 12; round += 1) {
       const session = await Session.enter(engine);
