@@ -1,7 +1,14 @@
 //! Long polling through the engine: packets are fed at the pace the inbox takes them, and replies
 //! are metered and renamed as on a WebSocket.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -27,14 +34,52 @@ pub const SEPARATOR: u8 = 0x1e;
 pub const NOOP: &[u8] = b"6";
 pub const PING: &[u8] = b"2";
 pub const PONG: &[u8] = b"3";
+const CONNECT: &[u8] = b"40";
 const OK: &[u8] = b"ok";
 /// A body that takes longer to arrive is not waited for.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Packets handed to the engine before the inbox is looked at again.
 const CHUNK: usize = 64;
+/// CONNECTs of a client that has not heard of any of them: ours have one for each namespace they
+/// use, which are fewer than ten.
+const MAX_CONNECTS: usize = 64;
+/// And the bytes of the namespaces in them.
+const MAX_CONNECT_BYTES: usize = 64 * 1024;
 
 /// The engine's answer, on its way.
 pub type Asked = Pin<Box<dyn Future<Output = Result<Bytes, EngineError>> + Send>>;
+
+/// What a client asked to be connected to since a poll of its was answered last. To a namespace
+/// there is not the engine itself says no, by that namespace's name, and nobody counts what waits
+/// of that.
+#[derive(Debug, Default)]
+pub struct Connects {
+    count: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Connects {
+    /// Counts those in some packets in; false when there are too many.
+    fn admit(&self, packets: &[u8]) -> bool {
+        let mut count = 0;
+        let mut bytes = 0;
+        for packet in packets.split(|byte| *byte == SEPARATOR) {
+            let Some(target) = packet.strip_prefix(CONNECT) else { continue };
+            count += 1;
+            if target.starts_with(b"/") {
+                bytes += memchr::memchr(b',', target).unwrap_or(target.len());
+            }
+        }
+        self.count.fetch_add(count, Ordering::Relaxed) + count <= MAX_CONNECTS
+            && self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_CONNECT_BYTES
+    }
+
+    /// A poll was answered.
+    fn forget(&self) {
+        self.count.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+}
 
 impl<E: Engine> Edge<E> {
     pub(super) async fn polling(
@@ -161,6 +206,7 @@ impl<E: Engine> Edge<E> {
             return Err(EngineError::UnknownSession);
         }
         connection.polled();
+        polling.connects.forget();
         connection.count_written(body.len());
         Ok(renamed(connection, body))
     }
@@ -225,6 +271,7 @@ impl<E: Engine> Edge<E> {
         wait.is_left = true;
         let said = said?;
         connection.polled();
+        polling.connects.forget();
         connection.count_written(said.body().len());
         Ok(told(said))
     }
@@ -272,10 +319,18 @@ impl<E: Engine> Edge<E> {
             }
         };
         let mut last = Bytes::from_static(OK);
-        for chunk in chunks(&body) {
+        for (index, chunk) in chunks(&body).into_iter().enumerate() {
+            if index > 0 {
+                // The engine takes a whole body without letting others have a turn.
+                tokio::task::yield_now().await;
+            }
             connection.readable().await;
             if connection.is_killed() {
                 return Err(EngineError::UnknownSession);
+            }
+            if !polling.connects.admit(&chunk) {
+                self.connections.kill(connection, Closing::Overloaded);
+                return Err(EngineError::BadRequest);
             }
             let mut part = minimal(head, connection, Full::new(chunk));
             part.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));

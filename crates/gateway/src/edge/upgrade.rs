@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     eio3::{Dialect, Session},
-    polling::{Asked, NOOP, SEPARATOR, renamed},
+    polling::{Asked, Connects, NOOP, SEPARATOR, renamed},
     stream::Opening,
 };
 use crate::connection::Connection;
@@ -47,6 +47,7 @@ pub struct Polling {
     /// The engine's answer to a poll, while it is waited for. A client that is called away from
     /// its poll leaves it here: whoever asks next goes on waiting for it.
     pub asked: tokio::sync::Mutex<Option<Asked>>,
+    pub connects: Connects,
     /// Set when its client speaks Engine.IO 3.
     pub eio3: Option<Session>,
 }

@@ -194,6 +194,32 @@ story("a frame in pieces is no larger than one in a piece", {}, async (world) =>
   await within(5000, "closed", raw.closed);
 });
 
+story("who asks for one namespace after the other and never polls is closed", {}, async (world) => {
+  const ana = await world.person("ana", { transports: ["polling"] });
+  const long = `40/${"x".repeat(30_000)}`;
+  for (const packets of [Array(65).fill("40/a"), [long, `${long},{}`, long], Array(10_000).fill("40")]) {
+    const polling = await Polling.open(world.server, token("mallory"));
+    const answers = [];
+    // Whether it asks all at once or piece by piece.
+    for (let from = 0; from < packets.length && (answers.at(-1) ?? 200) === 200; from += 10) {
+      answers.push((await polling.post(...packets.slice(from, from + 10))).status);
+    }
+    assert.equal(answers.at(-1), 400, `${packets.length} of ${packets[0].slice(0, 20)}`);
+    assert.equal((await fetch(polling.url)).status, 400);
+  }
+  assert.equal(await world.server.metric('carillon_closed_total{reason="overloaded"}'), 3);
+
+  // Who hears of it may go on asking, and what it shows with that is not counted.
+  const polling = await Polling.open(world.server, token("ben"));
+  for (let round = 0; round < 3; round += 1) {
+    const answer = await polling.post(...Array(40).fill(`40/a,${JSON.stringify({ token: "x".repeat(3000) })}`));
+    assert.equal(answer.status, 200);
+    const heard = await polling.until("44/a");
+    assert.equal(heard.filter((packet) => packet === '44/a,{"message":"Invalid namespace"}').length, 40);
+  }
+  await stillThere(ana);
+});
+
 story("a polling request over the limit is refused as too large", {}, async (world) => {
   const polling = await Polling.open(world.server, token("ana"));
   const response = await polling.post(`42["send-message",{"message":"${"x".repeat(1_000_001)}"}]`);
