@@ -36,6 +36,10 @@ const NOT_OF_THE_CLIENT: [&str; 6] = ["EIO", "b64", "j", "sid", "t", "transport"
 pub const PIPE: usize = 16 * 1024;
 /// Pings of a client that have not been answered yet; more are left unanswered.
 const UNANSWERED: usize = 16;
+/// Bytes of a ping that are said back; one with more of them is answered with none.
+const SAID_BACK: usize = 125;
+/// A body may grow so much on its way to the engine, by base64 and by what a CONNECT carries.
+const GROWTH: usize = 2;
 /// Between the length and the packet in a binary body.
 const END_OF_LENGTH: u8 = 0xff;
 /// What a binary packet begins with: its type, a message.
@@ -172,7 +176,8 @@ pub enum Said {
 #[derive(Debug, Default)]
 struct State {
     heartbeat: Heartbeat,
-    /// For the client's next poll.
+    /// For the client's next poll: what the engine said, which is counted as on every transport, and
+    /// answers to pings, which are few and short.
     waiting: Vec<Packet>,
     /// Of them, answers to the client's own pings.
     pongs: usize,
@@ -229,11 +234,13 @@ impl Session {
     }
 
     /// A body for the engine in place of one of the client's; `None` when there is nothing in it
-    /// for the engine. What cannot be read is not a packet of any version: the engine ends such a
-    /// session.
-    pub fn translate(&self, body: &[u8], is_binary: bool) -> Option<Bytes> {
+    /// for the engine. In place of what cannot be read, or grows without measure, it gets what is
+    /// not a packet of any version, and ends the session.
+    pub fn translate(&self, body: &[u8], is_binary: bool, max_payload: usize) -> Option<Bytes> {
+        let not_a_packet = Some(Bytes::from_static(b"?"));
         let packets = if is_binary { binary_packets(body) } else { text_packets(body) };
-        let Some(packets) = packets else { return Some(Bytes::from_static(b"?")) };
+        let Some(packets) = packets else { return not_a_packet };
+        let mut left = max_payload.saturating_mul(GROWTH);
         let mut state = self.state();
         let mut said = Vec::new();
         for packet in packets {
@@ -246,8 +253,11 @@ impl Session {
                 if state.heartbeat.client_pings() {
                     said.push(PONG.to_vec());
                 }
-            } else {
-                said.extend(self.dialect.for_engine(packet).map(given));
+            } else if let Some(packet) = self.dialect.for_engine(packet).map(given) {
+                // Every CONNECT carries the query of the handshake.
+                let Some(rest) = left.checked_sub(packet.len()) else { return not_a_packet };
+                left = rest;
+                said.push(packet);
             }
         }
         (!said.is_empty()).then(|| said.join(&SEPARATOR).into())
@@ -258,7 +268,8 @@ impl Session {
 fn pong(packet: &Packet) -> Option<Packet> {
     match packet {
         Packet::Text(text) if text != "2probe" => {
-            Some(Packet::Text(format!("3{}", text.strip_prefix('2')?)))
+            let said = Some(text.strip_prefix('2')?).filter(|said| said.len() <= SAID_BACK);
+            Some(Packet::Text(format!("3{}", said.unwrap_or_default())))
         }
         _ => None,
     }
@@ -569,6 +580,33 @@ mod tests {
         assert!(!heartbeat.client_pings() && !heartbeat.client_pings());
         assert!(heartbeat.engine_pings());
         assert!(!heartbeat.engine_pings(), "nothing since");
+    }
+
+    #[test]
+    fn a_body_does_not_grow_without_measure() {
+        let query = format!("EIO=3&transport=polling&token={}", "t".repeat(5_000));
+        let session = Session::new(Dialect::new(&query, true));
+        let connects = |count| "5:40/ab".repeat(count);
+        for (count, is_taken) in [(10, true), (100_000, false)] {
+            let said = session.translate(connects(count).as_bytes(), false, 1_000_000).unwrap();
+            assert_eq!(said.starts_with(b"40/ab,{"), is_taken);
+            assert!(said.len() <= 2_000_000);
+        }
+        // Base64 makes a third more of it.
+        let binary = body(&[Packet::Binary(Bytes::from(vec![7; 990_000]))], false);
+        let said = session.translate(binary.body(), true, 1_000_000).unwrap();
+        assert_eq!(said.len(), 1_320_001);
+    }
+
+    #[test]
+    fn what_a_ping_says_is_said_back_if_it_is_little() {
+        for (said, answer) in [("2", Some("3")), ("2a", Some("3a")), ("2probe", None), ("4a", None)]
+        {
+            let answer = answer.map(|answer| Packet::Text(answer.to_owned()));
+            assert_eq!(pong(&Packet::Text(said.to_owned())), answer);
+        }
+        let long = Packet::Text(format!("2{}", "a".repeat(126)));
+        assert_eq!(pong(&long), Some(Packet::Text("3".to_owned())));
     }
 
     #[test]

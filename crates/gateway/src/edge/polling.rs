@@ -312,7 +312,8 @@ impl<E: Engine> Edge<E> {
         let body = match &polling.eio3 {
             None => body,
             Some(session) => {
-                let Some(body) = session.translate(&body, is_binary) else {
+                let max_payload = self.greeting.max_payload;
+                let Some(body) = session.translate(&body, is_binary, max_payload) else {
                     return Ok(Bytes::from_static(OK));
                 };
                 body
