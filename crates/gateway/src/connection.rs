@@ -125,6 +125,8 @@ pub struct Connection {
     /// Bytes of the largest of them.
     largest: AtomicU64,
     is_posting: AtomicBool,
+    /// A poll of its client's waits.
+    is_polled: AtomicBool,
     pending_renames: AtomicUsize,
     renames: Mutex<Vec<Rename>>,
     /// Where events go past the engine, if they can.
@@ -262,9 +264,16 @@ impl Connection {
         self.polling.is_some() && self.streams.load(Ordering::Acquire) == 0
     }
 
-    /// The client has asked for what waits.
-    pub fn polled(&self) {
+    /// The client asks for what waits.
+    pub fn poll_begun(&self) {
         self.polled_at.store(now_ms(), Ordering::Relaxed);
+        self.is_polled.store(true, Ordering::Release);
+    }
+
+    /// Its poll is answered, or broken off.
+    pub fn poll_ended(&self) {
+        self.polled_at.store(now_ms(), Ordering::Relaxed);
+        self.is_polled.store(false, Ordering::Release);
     }
 
     /// Begins the one POST a polling client may have open; `None` while another one is.
@@ -274,8 +283,13 @@ impl Connection {
 
     /// Whether it sends without ever asking for answers, on polling.
     pub fn is_abandoned(&self) -> bool {
+        self.has_not_polled_for(ABANDONED)
+    }
+
+    /// A poll may wait for as long as there is nothing to say, which is until the next ping.
+    fn has_not_polled_for(&self, limit: Duration) -> bool {
         let silent = now_ms().saturating_sub(self.polled_at.load(Ordering::Relaxed));
-        u128::from(silent) > ABANDONED.as_millis()
+        !self.is_polled.load(Ordering::Acquire) && u128::from(silent) > limit.as_millis()
     }
 
     /// Whether there is neither a WebSocket nor polling any more.
@@ -751,5 +765,26 @@ impl Tap for Connections {
             let connection = by_sid.get(sid);
             !connection.is_some_and(|one| self.push(one, frame, &mut || by_engine(*sid)))
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_abandoned_while_a_poll_waits() {
+        let connection = Connection::new(None, Some(Polling::default()));
+        for is_polled in [true, false] {
+            if is_polled {
+                connection.poll_begun();
+            } else {
+                connection.poll_ended();
+                assert!(!connection.is_abandoned());
+            }
+            // As long ago as can be.
+            connection.polled_at.store(0, Ordering::Relaxed);
+            assert_eq!(connection.has_not_polled_for(Duration::ZERO), !is_polled);
+        }
     }
 }

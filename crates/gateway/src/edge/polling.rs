@@ -181,13 +181,11 @@ impl<E: Engine> Edge<E> {
         connection: &Arc<Connection>,
         polling: &Polling,
     ) -> Result<Bytes, EngineError> {
-        connection.polled();
         let Ok(slot) = polling.asked.try_lock() else {
             // A second poll beside the first: the engine ends the session.
             return self.ask(minimal(head, connection, Full::default())).await;
         };
-        let connections = &self.connections;
-        let mut wait = Wait { connections, connection, slot, is_left: false };
+        let mut wait = Wait::begin(&self.connections, connection, slot);
         let asked = wait
             .slot
             .get_or_insert_with(|| Box::pin(self.ask(minimal(head, connection, Full::default()))));
@@ -205,7 +203,6 @@ impl<E: Engine> Edge<E> {
         if connection.is_killed() {
             return Err(EngineError::UnknownSession);
         }
-        connection.polled();
         polling.connects.forget();
         connection.count_written(body.len());
         Ok(renamed(connection, body))
@@ -248,13 +245,11 @@ impl<E: Engine> Edge<E> {
         polling: &Polling,
         session: &Session,
     ) -> Result<Response<Body>, EngineError> {
-        connection.polled();
         let Some(turn) = session.turn() else {
             self.connections.kill(connection, Closing::Overloaded);
             return Err(EngineError::BadRequest);
         };
-        let connections = &self.connections;
-        let mut wait = Wait { connections, connection, slot: turn, is_left: false };
+        let mut wait = Wait::begin(&self.connections, connection, turn);
         let said = loop {
             match session.say() {
                 Said::Something(said) => break Ok(said),
@@ -270,7 +265,6 @@ impl<E: Engine> Edge<E> {
         };
         wait.is_left = true;
         let said = said?;
-        connection.polled();
         polling.connects.forget();
         connection.count_written(said.body().len());
         Ok(told(said))
@@ -394,8 +388,20 @@ struct Wait<'a, T: Default> {
     is_left: bool,
 }
 
+impl<'a, T: Default> Wait<'a, T> {
+    fn begin(
+        connections: &'a Connections,
+        connection: &'a Connection,
+        slot: MutexGuard<'a, T>,
+    ) -> Self {
+        connection.poll_begun();
+        Self { connections, connection, slot, is_left: false }
+    }
+}
+
 impl<T: Default> Drop for Wait<'_, T> {
     fn drop(&mut self) {
+        self.connection.poll_ended();
         if !self.is_left {
             // The engine is not to go on waiting for it.
             *self.slot = T::default();
