@@ -281,6 +281,10 @@ impl Connection {
         (!self.is_posting.swap(true, Ordering::AcqRel)).then_some(Posting(self))
     }
 
+    fn is_polled(&self) -> bool {
+        self.is_polled.load(Ordering::Acquire)
+    }
+
     /// Whether it sends without ever asking for answers, on polling.
     pub fn is_abandoned(&self) -> bool {
         self.has_not_polled_for(ABANDONED)
@@ -289,7 +293,7 @@ impl Connection {
     /// A poll may wait for as long as there is nothing to say, which is until the next ping.
     fn has_not_polled_for(&self, limit: Duration) -> bool {
         let silent = now_ms().saturating_sub(self.polled_at.load(Ordering::Relaxed));
-        !self.is_polled.load(Ordering::Acquire) && u128::from(silent) > limit.as_millis()
+        !self.is_polled() && u128::from(silent) > limit.as_millis()
     }
 
     /// Whether there is neither a WebSocket nor polling any more.
@@ -650,6 +654,12 @@ impl Connections {
             since != 0 && u128::from(now.saturating_sub(since)) > limit.as_millis()
         };
         for connection in self.all() {
+            let is_asked = connection.is_polling() && connection.is_polled();
+            if is_asked {
+                // It takes what there is: the rest of what was counted was for a socket that has
+                // gone, and is not sent.
+                connection.stalled_since.store(0, Ordering::Relaxed);
+            }
             if connection.is_condemned.load(Ordering::Relaxed) {
                 self.kill(&connection, Closing::Refused);
             } else if longer(&connection.stalled_since, self.limits.stalled) {
@@ -657,7 +667,7 @@ impl Connections {
             } else if longer(&connection.paused_since, self.limits.paused) {
                 self.kill(&connection, Closing::Overloaded);
             } else if connection.is_polling() {
-                if connection.unsent() > 0 {
+                if connection.unsent() > 0 && !is_asked {
                     // Nobody asks for it: the next poll clears this.
                     connection.has_stalled();
                 }
@@ -786,5 +796,22 @@ mod tests {
             connection.polled_at.store(0, Ordering::Relaxed);
             assert_eq!(connection.has_not_polled_for(Duration::ZERO), !is_polled);
         }
+    }
+
+    /// What is counted for a socket that has gone by then is never sent.
+    #[tokio::test]
+    async fn nobody_is_stalled_while_a_poll_waits() {
+        let connections = Connections::new(Limits::sample(), Arc::default());
+        let connection = Arc::new(Connection::new(None, Some(Polling::default())));
+        connections.insert(Sid::new(), &connection);
+        connections.count_in(&connection, 100);
+        connections.sweep();
+        assert!(connection.is_stalled(), "nobody asks for it");
+        connection.poll_begun();
+        connections.sweep();
+        assert!(!connection.is_stalled());
+        connection.poll_ended();
+        connections.sweep();
+        assert!(connection.is_stalled());
     }
 }
