@@ -41,16 +41,21 @@ const RECALL: Duration = Duration::from_millis(500);
 const BURST: Duration = Duration::from_secs(30);
 
 /// What goes with a request: nothing that only concerns the way to this node.
-const OF_REQUEST: [HeaderName; 5] = [
+const OF_REQUEST: [HeaderName; 6] = [
     header::HOST,
     header::ORIGIN,
     header::CONTENT_TYPE,
     header::SEC_WEBSOCKET_KEY,
+    header::SEC_WEBSOCKET_PROTOCOL,
     header::SEC_WEBSOCKET_VERSION,
 ];
 /// What comes back with an answer; the rest of it is this node's affair.
-const OF_ANSWER: [HeaderName; 3] =
-    [header::CONTENT_TYPE, header::CACHE_CONTROL, header::SEC_WEBSOCKET_ACCEPT];
+const OF_ANSWER: [HeaderName; 4] = [
+    header::CONTENT_TYPE,
+    header::CACHE_CONTROL,
+    header::SEC_WEBSOCKET_ACCEPT,
+    header::SEC_WEBSOCKET_PROTOCOL,
+];
 
 /// The way to other nodes.
 pub struct Forwarder {
@@ -178,6 +183,9 @@ impl Forwarder {
             return Err(EngineError::BadRequest);
         }
         let is_upgrade = transport == "websocket";
+        if is_upgrade && !proxy::headers::is_websocket(request.headers()) {
+            return Err(EngineError::BadRequest);
+        }
         // Whoever passed it on was mistaken about us; it does not travel any further.
         let found = if request.headers().contains_key(HANDOVER) {
             Err(Failure::Unknown)

@@ -21,7 +21,10 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use axum::{
     body::Body,
-    http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header, request},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+        request,
+    },
     response::IntoResponse as _,
 };
 use bytes::Bytes;
@@ -49,6 +52,7 @@ use self::{
 use crate::{
     connection::{Connection, Connections},
     http::origin::Origins,
+    proxy::headers::{is_websocket, upgrade as upgrade_hop},
     socketio::Adapter,
     strangers::{Overrun, Waiting},
 };
@@ -236,9 +240,10 @@ impl<E: Engine> Edge<E> {
         let key = request
             .headers()
             .get(header::SEC_WEBSOCKET_KEY)
-            .filter(|_| request.method() == Method::GET)
+            .filter(|_| request.method() == Method::GET && is_websocket(request.headers()))
             .cloned()
             .ok_or(EngineError::BadRequest)?;
+        let protocol = subprotocol(request.headers());
         let (connection, newcomer) = if let Some(connection) = connection {
             (connection, None)
         } else {
@@ -278,13 +283,16 @@ impl<E: Engine> Edge<E> {
             }
         });
         let accept = derive_accept_key(key.as_bytes());
-        let response = Response::builder()
+        let mut response = Response::builder()
             .status(StatusCode::SWITCHING_PROTOCOLS)
-            .header(header::CONNECTION, "Upgrade")
-            .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_ACCEPT, accept)
-            .body(Body::empty());
-        response.map_err(|_| EngineError::BadRequest)
+            .body(Body::empty())
+            .map_err(|_| EngineError::BadRequest)?;
+        upgrade_hop(response.headers_mut());
+        if let Some(protocol) = protocol {
+            response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+        }
+        Ok(response)
     }
 }
 
@@ -379,6 +387,16 @@ fn minimal<B>(head: &request::Parts, connection: &Arc<Connection>, body: B) -> R
 /// What was read past a request, without the buffer of 8 KB that it is a slice of.
 fn copied(read: &Bytes) -> Bytes {
     Bytes::copy_from_slice(read)
+}
+
+/// The first of the protocols that a client offers, as Node's takes it: a browser that is answered
+/// with none of them gives up.
+fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
+    let offered = headers.get(header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
+    let first = offered.split(',').next()?.trim();
+    // Names of headers are tokens, too.
+    first.parse::<HeaderName>().ok()?;
+    HeaderValue::from_str(first).ok()
 }
 
 fn bearer(headers: &HeaderMap) -> Option<Box<str>> {

@@ -45,9 +45,14 @@ pub fn upgrade(headers: &mut HeaderMap) {
 }
 
 /// Whether a header that is a list has this in it.
-pub fn names(headers: &HeaderMap, name: &HeaderName, what: &str) -> bool {
+fn names(headers: &HeaderMap, name: &HeaderName, what: &str) -> bool {
     let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|part| part.trim().eq_ignore_ascii_case(what))
+}
+
+/// Whether a request asks to go on as a WebSocket.
+pub fn is_websocket(headers: &HeaderMap) -> bool {
+    names(headers, &header::CONNECTION, "upgrade") && names(headers, &header::UPGRADE, "websocket")
 }
 
 pub fn is_event_stream(headers: &HeaderMap) -> bool {

@@ -162,7 +162,8 @@ impl Proxy {
     }
 
     async fn ask(&self, mut request: Request<Body>) -> Result<Response<Body>, Failure> {
-        let from_client = is_websocket(&request).then(|| hyper::upgrade::on(&mut request));
+        let from_client =
+            headers::is_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
         let (mut head, body) = request.into_parts();
         self.check(&head)?;
         head.uri = self.target(&head.uri)?;
@@ -277,11 +278,6 @@ impl Proxy {
         }
         *warned = Some(now);
     }
-}
-
-fn is_websocket<B>(request: &Request<B>) -> bool {
-    headers::names(request.headers(), &header::CONNECTION, "upgrade")
-        && headers::names(request.headers(), &header::UPGRADE, "websocket")
 }
 
 /// Copies both ways until one side ends, or until `stop`.

@@ -993,6 +993,11 @@ const REFUSALS = {
   "POST without a session": [2, "Bad handshake method", (at) => [at("polling"), { method: "POST", body: "4x" }]],
   "PUT without a session": [2, "Bad handshake method", (at) => [at("polling"), { method: "PUT" }]],
   "the WebSocket transport without an upgrade": [3, "Bad request", (at) => [at("websocket")]],
+  "a key for a WebSocket without an upgrade": [3, "Bad request", (at) => {
+    const { upgrade, ...headers } = UPGRADE;
+    return [at("websocket"), { headers: { ...headers, connection: "close" } }];
+  }],
+  "an upgrade to something else": [3, "Bad request", (at) => [at("websocket"), { headers: { ...UPGRADE, upgrade: "h2c" } }]],
   "a protocol that is not spoken": [5, "Unsupported protocol version", (at) => [at("polling", { EIO: "abc" })]],
   "a WebSocket with a protocol that is not spoken":
     [5, "Unsupported protocol version", (at) => [at("websocket", { EIO: "abc" }), { headers: UPGRADE }]],
@@ -1022,6 +1027,22 @@ for (const engine of BOTH) {
     assert.deepEqual(await session.poll(), engine.hears("hello"));
   });
 }
+
+example("of the protocols a WebSocket offers the first one is taken", async () => {
+  for (const [offered, taken] of [[["b", "a"], "b"], [["v1.chat"], "v1.chat"], [[], ""]]) {
+    for (const engine of BOTH) {
+      const session = await Session.open(engine);
+      for (const more of [{}, { sid: session.handshake.sid }]) {
+        const ws = new WebSocket(origin.replace("http", "ws") + engine.path + query("websocket", more), offered);
+        left.add({ end: () => ws.terminate() });
+        await within(5000, "a WebSocket with protocols", once(ws, "open"));
+        assert.equal(ws.protocol, taken);
+      }
+    }
+  }
+  const { headers } = await ask(at("websocket"), { headers: { ...UPGRADE, "sec-websocket-protocol": "no token, a" } });
+  assert.equal(headers["sec-websocket-protocol"], undefined);
+});
 
 example("a page that may not come is refused in the words clients know", async () => {
   for (const [transport, headers] of [["polling", {}], ["websocket", UPGRADE]]) {
