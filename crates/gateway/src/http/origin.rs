@@ -1,7 +1,7 @@
 //! Which web pages may talk to us: an exact list, on every transport.
 
 use axum::http::{HeaderMap, HeaderValue, Method, header, request::Parts};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::config::App;
 
@@ -93,13 +93,13 @@ pub fn is_localhost(origin: &str) -> bool {
 }
 
 /// CORS with credentials for those origins, on refusals too: a browser reports one without the
-/// headers as something else.
+/// headers as something else. They may send whatever headers they ask for, as with Node's.
 pub fn cors(origins: std::sync::Arc<Origins>) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(move |origin, _: &Parts| origins.allow_origin(origin)))
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
+        .allow_headers(AllowHeaders::mirror_request())
 }
 
 #[cfg(test)]
