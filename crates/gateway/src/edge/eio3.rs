@@ -157,7 +157,7 @@ impl Heartbeat {
 /// What a session of version 3 has beside others while it polls.
 #[derive(Debug)]
 pub struct Session {
-    dialect: Dialect,
+    pub dialect: Dialect,
     state: Mutex<State>,
     /// The one poll that a client may have open.
     turn: tokio::sync::Mutex<()>,

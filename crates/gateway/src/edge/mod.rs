@@ -178,11 +178,9 @@ impl<E: Engine> Edge<E> {
         if !matches!(query.transport, "polling" | "websocket") {
             return Err(EngineError::UnknownTransport);
         }
-        let dialect = match query.protocol {
-            "4" => None,
-            "3" if self.allow_eio3 => {
-                Some(Dialect::new(uri.query().unwrap_or_default(), E::IS_SOCKETIO))
-            }
+        let is_eio3 = match query.protocol {
+            "4" => false,
+            "3" if self.allow_eio3 => true,
             _ => return Err(EngineError::UnsupportedProtocol),
         };
         let sid = match (query.sid, &self.forwarder) {
@@ -208,18 +206,24 @@ impl<E: Engine> Edge<E> {
             None if request.method() != Method::GET => return Err(EngineError::BadMethod),
             None => None,
         };
+        // A session goes on as it began; what it said then need not be said again.
+        let dialect = match &connection {
+            Some(connection) => {
+                let began = connection.polling().and_then(|polling| polling.eio3.as_ref());
+                began.map(|session| session.dialect.clone())
+            }
+            None => is_eio3.then(|| Dialect::new(uri.query().unwrap_or_default(), E::IS_SOCKETIO)),
+        };
+        if dialect.is_some() != is_eio3 {
+            return Err(EngineError::BadRequest);
+        }
         // The engine knows of one version, and not that there are other nodes.
         match (&connection, sid) {
-            (Some(connection), Some(sid)) => {
-                // A session goes on as it began.
-                let began = connection.polling().is_some_and(|polling| polling.eio3.is_some());
-                if began != dialect.is_some() {
-                    return Err(EngineError::BadRequest);
-                }
+            (Some(_), Some(sid)) => {
                 *request.uri_mut() =
                     of_session::<E>(query.transport, sid).ok_or(EngineError::UnknownSession)?;
             }
-            _ if dialect.is_some() => {
+            _ if is_eio3 => {
                 let plain = format!("{}?EIO=4&transport={}", E::PATH, query.transport);
                 *request.uri_mut() = plain.parse().map_err(|_| EngineError::BadRequest)?;
             }

@@ -11,7 +11,8 @@ import { monitorEventLoopDelay } from "node:perf_hooks";
 import { after, test } from "node:test";
 import { ADVERTISED, Balancer, arrive, clusterStory, tagOf } from "./balancer.mjs";
 import { POSTGRES, Person, Server, eventually, freshPostgres, pause, persists, story, token, within } from "./harness.mjs";
-import { Polling } from "./raw.mjs";
+import { WebSocket } from "ws";
+import { Polling, Raw } from "./raw.mjs";
 
 const STOCK = { reconnection: true, reconnectionDelay: 200, reconnectionDelayMax: 400 };
 const BUSY = { CARILLON_LIMITS__RATES__MESSAGE: "100000/1m", CARILLON_LIMITS__RATES__ROOM: "100000/1m" };
@@ -90,6 +91,23 @@ clusterStory("clients of version 2 talk through any node, too", { env: { ...BUSY
   for (const person of people) assert.deepEqual(person.lost, [], person.id);
   assert.deepEqual(world.balancer.refusals, []);
   for (const person of people) person.leaves();
+});
+
+clusterStory("who moves to a WebSocket at another node is who they were", { nodes: 2, env: { CARILLON_SERVER__ALLOW_EIO3: "true" } }, async (world) => {
+  const [one, other] = world.nodes;
+  const query = `EIO=3&token=${token("ana")}&transport=`;
+  const opened = await fetch(`${one.url}/socket.io/?${query}polling`);
+  const { sid } = JSON.parse(/\{.*\}/.exec(await opened.text())[0]);
+  const ws = new WebSocket(`${other.url.replace("http", "ws")}/socket.io/?${query}websocket&sid=${sid}`, ["v2", "v1"]);
+  const raw = new Raw(ws);
+  await within(5000, "the WebSocket opens", new Promise((resolve) => ws.on("open", resolve)));
+  assert.equal(ws.protocol, "v2");
+  raw.send("2probe");
+  await raw.next("3probe");
+  raw.send("5", "40/chat,");
+  assert.equal(await raw.next("4"), "40");
+  assert.equal(await raw.next("40/chat"), "40/chat,");
+  raw.close();
 });
 
 clusterStory("large messages pass, and what is too large is refused", { env: { CARILLON_SERVER__MAX_PAYLOAD: "100000" } }, async (world) => {
