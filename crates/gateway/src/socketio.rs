@@ -34,7 +34,7 @@ use crate::{
     cluster::What,
     config::Expiry,
     connection::{Closing, Connection},
-    edge::outlet::{MARK, Outlet},
+    edge::outlet::{MARK_NAME, Outlet},
     fanout::{connection_room, own_rooms},
     gateway::Gateway,
     inbox::{self, Ack, Asked, Item, Settling},
@@ -134,9 +134,11 @@ impl Seat {
     }
 
     /// From here on events may go past the engine: its CONNECT reply is on its way.
-    fn let_out(&self, gateway: &Gateway) {
+    fn let_out(&self) {
         if let Some(outlet) = self.connection.outlet() {
-            outlet.mark(|| gateway.hub.send_by_engine(self.path, self.sid, &MARK.into()));
+            let socket = self.socket.upgrade();
+            // By the socket itself: a broadcast does not tell that it has left.
+            outlet.mark(|| socket.is_some_and(|socket| socket.emit(MARK_NAME, &[(); 0]).is_ok()));
         }
     }
 
@@ -193,7 +195,7 @@ impl Seat {
         }
         if self.connection.outlet().is_some_and(Outlet::is_unused) {
             // It has come to a WebSocket since it connected.
-            self.let_out(gateway);
+            self.let_out();
         }
         let rooms = (!self.show_rooms(gateway).await).then_some(Settling::Rooms);
         if due == Settling::Rooms {
@@ -299,7 +301,7 @@ pub fn register(gateway: &Arc<Gateway>) {
             let gateway = for_connect.clone();
             async move {
                 if let Some(seat) = socket.extensions.get::<Arc<Seat>>() {
-                    seat.let_out(&gateway);
+                    seat.let_out();
                     inbox::push(&gateway, &seat, Item::Arrived(seat.clone()));
                     let due = Settling::Everything;
                     inbox::settle_after(session::SETTLING, &gateway, seat, due);

@@ -31,8 +31,9 @@ use tokio::{
     },
 };
 
-/// The event that is a mark. No client sees it: it ends where the engine writes it.
+/// The event that is a mark, and its name. No client sees it: it ends where the engine writes it.
 pub const MARK: &str = "[\"carillon:mark\"]";
+pub const MARK_NAME: &str = "carillon:mark";
 /// Frames written by one system call.
 const AT_ONCE: usize = 32;
 
@@ -193,17 +194,17 @@ impl Outlet {
     }
 
     /// A mark is sent by `send` through the engine: events are taken from here on, and wait for it.
-    pub fn mark(&self, send: impl FnOnce()) {
+    /// Where it cannot be sent nobody would ever come to it, and all goes on as it was.
+    pub fn mark(&self, send: impl FnOnce() -> bool) {
         let mut state = self.lock();
-        if state.way == Way::Nowhere {
+        // Under the lock: nobody puts an event in between, on either way, nor comes to the mark.
+        if state.way == Way::Nowhere || !send() {
             return;
         }
         let before = state.frames.len();
         state.marks.push_back(before);
         state.way = Way::Outlet;
         state.has_been_used = true;
-        // Under the lock: nobody puts an event in between, on either way.
-        send();
     }
 
     /// Whether nothing has gone this way yet.
@@ -364,7 +365,7 @@ mod tests {
         let (outlet, mut peer) = pair().await;
         outlet.writable().await.unwrap();
         assert!(!push(&outlet, "a"), "through the engine");
-        outlet.mark(|| {});
+        outlet.mark(|| true);
         assert!(push(&outlet, "bc") && push(&outlet, "de"));
         assert_eq!(outlet.flush().unwrap(), Flushed::All(0));
         outlet.passed();
@@ -376,11 +377,11 @@ mod tests {
     async fn a_second_mark_holds_back_only_what_came_after_it() {
         let (outlet, mut peer) = pair().await;
         outlet.writable().await.unwrap();
-        outlet.mark(|| {});
+        outlet.mark(|| true);
         push(&outlet, "one");
         outlet.close();
         assert!(!push(&outlet, "-"), "a CONNECT reply is on its way");
-        outlet.mark(|| {});
+        outlet.mark(|| true);
         push(&outlet, "two");
         outlet.passed();
         assert_eq!(outlet.flush().unwrap(), Flushed::All(3));
@@ -390,10 +391,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_mark_that_cannot_be_sent_holds_nothing_back() {
+        let (outlet, mut peer) = pair().await;
+        outlet.writable().await.unwrap();
+        outlet.mark(|| false);
+        assert!(outlet.is_unused() && !push(&outlet, "-"));
+        outlet.mark(|| true);
+        push(&outlet, "one");
+        outlet.close();
+        outlet.mark(|| false);
+        assert!(!push(&outlet, "-"), "as before");
+        outlet.passed();
+        assert_eq!(outlet.flush().unwrap(), Flushed::All(3));
+        assert!(!outlet.awaits_mark());
+        assert_eq!(received(&mut peer, 3).await, "one");
+    }
+
+    #[test]
+    fn a_mark_is_an_event_of_that_name() {
+        assert_eq!(serde_json::to_string(&[MARK_NAME]).unwrap(), MARK);
+    }
+
+    #[tokio::test]
     async fn nothing_is_written_inside_a_frame_of_the_engines() {
         let (outlet, mut peer) = pair().await;
         outlet.writable().await.unwrap();
-        outlet.mark(|| {});
+        outlet.mark(|| true);
         outlet.passed();
         outlet.by_engine(|| ((), Some(true)));
         push(&outlet, "ours");
@@ -408,7 +431,7 @@ mod tests {
     #[tokio::test]
     async fn a_slow_client_gets_every_frame_in_order() {
         let (outlet, mut peer) = pair().await;
-        outlet.mark(|| {});
+        outlet.mark(|| true);
         outlet.passed();
         let frames: Vec<Bytes> =
             (0..30_000_u32).map(|n| Bytes::from(format!("{n:08}").repeat(100))).collect();
