@@ -224,15 +224,17 @@ impl Connection {
 
     /// Counts what was written; true when the client takes no more.
     pub fn has_flushed(&self, flushed: Flushed) -> bool {
-        let (Flushed::All(written) | Flushed::Blocked(written)) = flushed;
+        let (Flushed::All(written) | Flushed::Held(written) | Flushed::Blocked(written)) = flushed;
         if written > 0 {
             self.count_written(written);
         }
-        let is_blocked = matches!(flushed, Flushed::Blocked(_));
-        if is_blocked {
-            self.has_stalled();
+        match flushed {
+            // Somebody else may have written it all after it was blocked, and before that was said.
+            Flushed::All(_) => self.goes_on(),
+            Flushed::Held(_) => {}
+            Flushed::Blocked(_) => self.has_stalled(),
         }
-        is_blocked
+        matches!(flushed, Flushed::Blocked(_))
     }
 
     async fn flush_later(self: Arc<Self>) {
@@ -375,6 +377,11 @@ impl Connection {
         let _ = self.written.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |written| {
             Some((written + bytes as u64).min(queued))
         });
+        self.goes_on();
+    }
+
+    /// The client takes something again, or there is nothing to take.
+    fn goes_on(&self) {
         if self.is_stalled() {
             self.stalled_since.store(0, Ordering::Relaxed);
             self.reader.wake();
@@ -795,6 +802,20 @@ mod tests {
             // As long ago as can be.
             connection.polled_at.store(0, Ordering::Relaxed);
             assert_eq!(connection.has_not_polled_for(Duration::ZERO), !is_polled);
+        }
+    }
+
+    #[test]
+    fn who_has_taken_everything_is_not_stalled() {
+        let connection = Connection::default();
+        for (flushed, is_stalled) in [
+            (Flushed::Held(0), false),
+            (Flushed::Blocked(0), true),
+            (Flushed::Held(0), true),
+            (Flushed::All(0), false),
+        ] {
+            connection.has_flushed(flushed);
+            assert_eq!(connection.is_stalled(), is_stalled, "{flushed:?}");
         }
     }
 

@@ -156,8 +156,11 @@ impl State {
 /// How far a flush came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushed {
-    /// Nothing waits that could be written; so many bytes were.
+    /// Nothing waits any more; so many bytes were written.
     All(usize),
+    /// What waits is not to be written before the engine has come to the end of its frame, or to a
+    /// mark; so many bytes were.
+    Held(usize),
     /// The client takes no more; so many bytes were written.
     Blocked(usize),
 }
@@ -243,7 +246,8 @@ impl Outlet {
     }
 
     pub fn waited(&self) {
-        self.is_waited_for.store(false, Ordering::Release);
+        // What whoever came meanwhile has said of the connection is seen from here on.
+        self.is_waited_for.swap(false, Ordering::AcqRel);
     }
 
     /// Writes what may be written, as far as the client takes it. While the engine is inside a
@@ -252,19 +256,20 @@ impl Outlet {
         // First, so that a frame pushed from here on is flushed by somebody.
         self.is_promised.store(false, Ordering::Release);
         let mut state = self.lock();
-        if state.engine_has_begun {
-            return Ok(Flushed::All(0));
-        }
         Self::write(&mut state)
     }
 
     fn write(state: &mut State) -> io::Result<Flushed> {
+        if state.engine_has_begun {
+            return Ok(Flushed::Held(0));
+        }
         let Some(tcp) = state.tcp.clone() else { return Ok(Flushed::All(0)) };
         let mut total = 0;
         loop {
             let ready = state.ready().min(AT_ONCE);
             if ready == 0 {
-                return Ok(Flushed::All(total));
+                let is_empty = state.frames.is_empty();
+                return Ok(if is_empty { Flushed::All(total) } else { Flushed::Held(total) });
             }
             let written = match state.frames.front() {
                 // `send` costs less than `writev`.
@@ -291,25 +296,24 @@ impl Outlet {
         }
     }
 
-    /// The engine wants to write: what waits here goes first, unless the engine is inside a frame.
-    /// `Blocked` when it has to wait.
-    pub fn before_engine(&self) -> io::Result<Flushed> {
+    /// The engine writes. What waits here goes first, unless the engine is inside a frame; it does
+    /// not get to `write` when that is blocked. What the engine has is written as far as `write`
+    /// says: to its end, in part, or not at all.
+    pub fn by_engine<T>(
+        &self,
+        write: impl FnOnce() -> (T, Option<bool>),
+    ) -> io::Result<(Flushed, Option<T>)> {
+        // All under one lock: whoever flushed in between could leave a frame half written.
         let mut state = self.lock();
-        if state.engine_has_begun {
-            return Ok(Flushed::All(0));
+        let flushed = Self::write(&mut state)?;
+        if matches!(flushed, Flushed::Blocked(_)) {
+            return Ok((flushed, None));
         }
-        Self::write(&mut state)
-    }
-
-    /// The engine writes, under the lock. What it has is written as far as `write` says: to its
-    /// end, in part, or not at all.
-    pub fn by_engine<T>(&self, write: impl FnOnce() -> (T, Option<bool>)) -> T {
-        let mut state = self.lock();
         let (result, is_inside) = write();
         if let Some(is_inside) = is_inside {
             state.engine_has_begun = is_inside;
         }
-        result
+        Ok((flushed, Some(result)))
     }
 
     /// Whether the client may take more; wakes the engine when it does.
@@ -367,7 +371,7 @@ mod tests {
         assert!(!push(&outlet, "a"), "through the engine");
         outlet.mark(|| true);
         assert!(push(&outlet, "bc") && push(&outlet, "de"));
-        assert_eq!(outlet.flush().unwrap(), Flushed::All(0));
+        assert_eq!(outlet.flush().unwrap(), Flushed::Held(0));
         outlet.passed();
         assert_eq!(outlet.flush().unwrap(), Flushed::All(4));
         assert_eq!(received(&mut peer, 4).await, "bcde");
@@ -384,7 +388,7 @@ mod tests {
         outlet.mark(|| true);
         push(&outlet, "two");
         outlet.passed();
-        assert_eq!(outlet.flush().unwrap(), Flushed::All(3));
+        assert_eq!(outlet.flush().unwrap(), Flushed::Held(3));
         outlet.passed();
         assert_eq!(outlet.flush().unwrap(), Flushed::All(3));
         assert_eq!(received(&mut peer, 6).await, "onetwo");
@@ -418,13 +422,50 @@ mod tests {
         outlet.writable().await.unwrap();
         outlet.mark(|| true);
         outlet.passed();
-        outlet.by_engine(|| ((), Some(true)));
+        let by_engine = |is_inside| outlet.by_engine(|| ((), Some(is_inside))).unwrap();
+        assert_eq!(by_engine(true), (Flushed::All(0), Some(())));
         push(&outlet, "ours");
-        assert_eq!(outlet.flush().unwrap(), Flushed::All(0));
+        assert_eq!(outlet.flush().unwrap(), Flushed::Held(0));
         assert!(outlet.waits());
-        outlet.by_engine(|| ((), Some(false)));
+        assert_eq!(by_engine(false), (Flushed::Held(0), Some(())));
         assert_eq!(outlet.flush().unwrap(), Flushed::All(4));
         assert_eq!(received(&mut peer, 4).await, "ours");
+    }
+
+    #[tokio::test]
+    async fn the_engine_writes_nothing_inside_a_frame_of_ours() {
+        let (outlet, mut peer) = pair().await;
+        outlet.writable().await.unwrap();
+        outlet.mark(|| true);
+        outlet.passed();
+        let frame = Bytes::from(vec![7; 32 << 20]);
+        outlet.push(&frame, &mut || {});
+        let Flushed::Blocked(mut written) = outlet.flush().unwrap() else { panic!("it has room") };
+        assert!(written > 0);
+        let mut buffer = vec![0; 1 << 20];
+        let mut read = 0;
+        loop {
+            // The client takes more all the time: it is not the kernel that keeps the engine out.
+            while read < written {
+                read += peer.read(&mut buffer).await.unwrap();
+            }
+            outlet.writable().await.unwrap();
+            let has_written = match outlet.by_engine(|| ((), Some(false))).unwrap() {
+                (Flushed::Blocked(more), None) => {
+                    written += more;
+                    false
+                }
+                (Flushed::All(more), Some(())) => {
+                    written += more;
+                    true
+                }
+                other => panic!("{other:?} after {written} bytes"),
+            };
+            assert_eq!(has_written, written == frame.len());
+            if has_written {
+                return;
+            }
+        }
     }
 
     /// However the kernel cuts it, the bytes come whole and in order.
@@ -443,7 +484,7 @@ mod tests {
             let mut has_blocked = false;
             loop {
                 match outlet.flush().unwrap() {
-                    Flushed::All(_) => return has_blocked,
+                    Flushed::All(_) | Flushed::Held(_) => return has_blocked,
                     Flushed::Blocked(_) => has_blocked = true,
                 }
                 outlet.writable().await.unwrap();

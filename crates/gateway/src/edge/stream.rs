@@ -14,7 +14,7 @@ use carillon_redis_adapter::event_frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    outlet::{MARK, Outlet},
+    outlet::{Flushed, MARK, Outlet},
     upgrade::PROBE_ANSWER,
 };
 use crate::connection::{Connection, Connections, Rename};
@@ -158,22 +158,37 @@ impl<T: AsyncWrite + Unpin> Stream<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let inner = Pin::new(&mut self.inner);
         let result = match self.connection.outlet() {
-            None => inner.poll_write(cx, bytes),
-            Some(outlet) => outlet.by_engine(|| {
-                let result = inner.poll_write(cx, bytes);
-                let is_inside = match &result {
-                    Poll::Ready(Ok(written)) => Some(*written < bytes.len()),
-                    // As before.
-                    Poll::Ready(Err(_)) | Poll::Pending => None,
-                };
-                (result, is_inside)
-            }),
+            None => Pin::new(&mut self.inner).poll_write(cx, bytes),
+            // What waits in the outlet goes before the engine's, unless the engine is inside a frame.
+            Some(outlet) => loop {
+                let (flushed, result) = outlet.by_engine(|| {
+                    let result = Pin::new(&mut self.inner).poll_write(cx, bytes);
+                    let is_inside = match &result {
+                        Poll::Ready(Ok(written)) => Some(*written < bytes.len()),
+                        // As before.
+                        Poll::Ready(Err(_)) | Poll::Pending => None,
+                    };
+                    (result, is_inside)
+                })?;
+                if flushed != Flushed::All(0) {
+                    // Where there was nothing, whether the client takes anything is for the engine's
+                    // own bytes to say.
+                    self.connection.has_flushed(flushed);
+                }
+                match result {
+                    Some(result) => break result,
+                    None => ready!(outlet.poll_writable(cx))?,
+                }
+            },
         };
         match result {
             Poll::Ready(Ok(written)) => {
                 self.connection.count_written(written);
+                if self.connection.outlet().is_some_and(Outlet::waits) {
+                    // Whoever came while the engine was inside a frame left it to us.
+                    self.connection.flush();
+                }
                 Poll::Ready(Ok(written))
             }
             Poll::Pending => {
@@ -182,15 +197,6 @@ impl<T: AsyncWrite + Unpin> Stream<T> {
             }
             failed @ Poll::Ready(Err(_)) => failed,
         }
-    }
-
-    /// What waits in the outlet goes before the engine's, unless the engine is inside a frame.
-    fn poll_outlet(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(outlet) = self.connection.outlet() else { return Poll::Ready(Ok(())) };
-        while self.connection.has_flushed(outlet.before_engine()?) {
-            ready!(outlet.poll_writable(cx))?;
-        }
-        Poll::Ready(Ok(()))
     }
 
     fn poll_replacement(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -258,7 +264,6 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
             Some((before, _)) => return self.poll_write_through(cx, &bytes[..before]),
             None => {}
         }
-        ready!(self.poll_outlet(cx))?;
         let marks = self.connection.outlet().filter(|outlet| outlet.awaits_mark());
         let mark = marks.and_then(|_| find_mark(bytes));
         if let (Some(outlet), Some((0, length))) = (marks, mark) {
@@ -283,12 +288,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Stream<T> {
                 return self.poll_write_through(cx, &bytes[..before]);
             }
         }
-        let result = self.poll_write_through(cx, bytes);
-        if self.connection.outlet().is_some_and(Outlet::waits) {
-            // Whoever came while the engine was inside a frame left it to us.
-            self.connection.flush();
-        }
-        result
+        self.poll_write_through(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
