@@ -4,9 +4,9 @@ use carillon_domain::Refusal;
 
 /// SQLite: BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN; primary result codes.
 const SQLITE_AWAY: [i32; 7] = [5, 6, 7, 8, 10, 13, 14];
-/// PostgreSQL: connection exceptions, insufficient resources, operator intervention, and
-/// transactions to be tried again.
-const POSTGRES_AWAY: [&str; 5] = ["08", "53", "57", "40", "55"];
+/// PostgreSQL: connection exceptions, transactions in which something else has failed, insufficient
+/// resources, operator intervention, and transactions to be tried again.
+const POSTGRES_AWAY: [&str; 6] = ["08", "25", "53", "57", "40", "55"];
 
 /// What passes by itself is `UNAVAILABLE`; the rest is a defect of ours.
 pub(crate) fn refusal(error: sqlx::Error) -> Refusal {

@@ -67,11 +67,11 @@ impl Leases for SqlStore {
 #[async_trait]
 impl LeaseChecks for SqlTx {
     async fn check_lease(&mut self, lease: Lease) -> Result<(), Refusal> {
-        let Statement { conn: ConnRef::Postgres(conn), is_sound } = self.peek() else {
+        let Statement { conn: ConnRef::Postgres(conn), condition } = self.peek() else {
             return Ok(());
         };
         let check = sqlx::query_scalar::<_, i64>(CHECK).bind(lease.name).bind(lease.fence);
-        let held = within(is_sound, check.fetch_optional(conn)).await.map_err(refusal)?;
+        let held = within(condition, check.fetch_optional(conn)).await.map_err(refusal)?;
         held.map(|_| ()).ok_or_else(|| Refusal::unavailable("the lease is another's by now"))
     }
 }

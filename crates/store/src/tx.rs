@@ -7,7 +7,9 @@ use carillon_domain::{
     Emit, Offset, Refusal, TenantId, Timestamp,
     ports::{OutboxReads, Published, Tx},
 };
-use sqlx::{Executor as _, PgConnection, Postgres, Sqlite, SqliteConnection};
+use sqlx::{
+    Executor as _, PgConnection, Postgres, Sqlite, SqliteConnection, postgres::PgDatabaseError,
+};
 use tokio::{runtime::Handle, time::timeout};
 
 use crate::{batch::Batch, connections::Lent, error::refusal, lane::Loan, outbox};
@@ -22,10 +24,10 @@ macro_rules! on {
         let statement = $statement;
         match statement.conn {
             $crate::tx::ConnRef::Sqlite($name) => {
-                $crate::tx::within(statement.is_sound, async { $body }).await
+                $crate::tx::within(statement.condition, async { $body }).await
             }
             $crate::tx::ConnRef::Postgres($name) => {
-                $crate::tx::within(statement.is_sound, async { $body }).await
+                $crate::tx::within(statement.condition, async { $body }).await
             }
         }
     }};
@@ -42,14 +44,25 @@ pub(crate) enum Conn {
 /// whose statement did not end is closed, an open transaction is rolled back first.
 pub(crate) struct Held {
     conn: Option<Conn>,
-    is_sound: bool,
+    condition: Condition,
     in_transaction: bool,
+}
+
+/// What is known of a connection after its last statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    Sound,
+    /// PostgreSQL has refused a statement, and runs no more of its transaction until that is taken
+    /// back. Its COMMIT would be a ROLLBACK, and no error.
+    Refused,
+    /// A statement did not end.
+    Unknown,
 }
 
 /// A connection borrowed for one statement.
 pub(crate) struct Statement<'a> {
     pub(crate) conn: ConnRef<'a>,
-    pub(crate) is_sound: &'a mut bool,
+    pub(crate) condition: &'a mut Condition,
 }
 
 pub(crate) enum ConnRef<'a> {
@@ -75,7 +88,7 @@ impl Statement<'_> {
 
 impl From<Conn> for Held {
     fn from(conn: Conn) -> Self {
-        Self { conn: Some(conn), is_sound: true, in_transaction: false }
+        Self { conn: Some(conn), condition: Condition::Sound, in_transaction: false }
     }
 }
 
@@ -85,7 +98,7 @@ impl Held {
             Conn::Sqlite(conn) => ConnRef::Sqlite(conn),
             Conn::Postgres(conn) => ConnRef::Postgres(conn),
         };
-        Statement { conn, is_sound: &mut self.is_sound }
+        Statement { conn, condition: &mut self.condition }
     }
 
     pub(crate) async fn run(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
@@ -96,8 +109,8 @@ impl Held {
     pub(crate) async fn run_both(&mut self, statements: &'static str) -> Result<(), sqlx::Error> {
         match self.statement() {
             Statement { conn: ConnRef::Sqlite(_), .. } => self.run(statements).await,
-            Statement { conn: ConnRef::Postgres(c), is_sound } => {
-                within(is_sound, async { c.execute(sqlx::raw_sql(statements)).await.map(|_| ()) })
+            Statement { conn: ConnRef::Postgres(c), condition } => {
+                within(condition, async { c.execute(sqlx::raw_sql(statements)).await.map(|_| ()) })
                     .await
             }
         }
@@ -105,13 +118,17 @@ impl Held {
 
     /// A connection in a transaction, begun by that statement.
     pub(crate) async fn begun(conn: Conn, begin: &'static str) -> Result<Self, sqlx::Error> {
-        let mut held = Self { conn: Some(conn), is_sound: true, in_transaction: true };
+        let mut held = Self { conn: Some(conn), condition: Condition::Sound, in_transaction: true };
         held.run(begin).await?;
         Ok(held)
     }
 
+    /// Fails where a statement has failed since the last savepoint that was gone back to.
     pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
         if self.in_transaction {
+            if self.condition != Condition::Sound {
+                return Err(sqlx::Error::WorkerCrashed);
+            }
             self.run("COMMIT").await?;
             self.in_transaction = false;
         }
@@ -122,7 +139,7 @@ impl Held {
 impl Held {
     /// Closes the connection instead of using it again.
     fn discard(mut self) {
-        self.is_sound = false;
+        self.condition = Condition::Unknown;
         drop(self);
     }
 }
@@ -130,7 +147,8 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let Some(conn) = self.conn.take() else { return };
-        match (self.is_sound, self.in_transaction, Handle::try_current()) {
+        let is_known = self.condition != Condition::Unknown;
+        match (is_known, self.in_transaction, Handle::try_current()) {
             (true, false, _) => drop(conn),
             (true, true, Ok(runtime)) => {
                 let mut held = Self::from(conn);
@@ -148,17 +166,26 @@ impl Drop for Held {
     }
 }
 
-/// Waits for one statement, and notes whether it ended.
+/// Waits for one statement, and notes how it ended.
 pub(crate) async fn within<T>(
-    is_sound: &mut bool,
+    condition: &mut Condition,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    *is_sound = false;
+    let before = std::mem::replace(condition, Condition::Unknown);
     let result = timeout(PATIENCE, statement).await.map_err(|_| {
         let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "the database is silent");
         sqlx::Error::Io(late)
     })?;
-    *is_sound = !matches!(result, Err(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)));
+    *condition = match &result {
+        Ok(_) => Condition::Sound,
+        Err(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => Condition::Unknown,
+        Err(sqlx::Error::Database(error))
+            if error.try_downcast_ref::<PgDatabaseError>().is_some() =>
+        {
+            Condition::Refused
+        }
+        Err(_) => before,
+    };
     result
 }
 

@@ -208,6 +208,36 @@ async fn when_the_commit_fails_nothing_is_acknowledged_and_no_effect_leaves() {
     }
 }
 
+/// PostgreSQL answers COMMIT as ever where a statement has failed, and keeps nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_in_which_a_statement_has_failed_is_kept_or_refused() {
+    for world in World::each().await {
+        let (t, room) = (tenant("t"), RoomId::new("algebra").unwrap());
+        let rename = "ALTER TABLE chat_members RENAME TO elsewhere";
+        world.sql(rename, rename).await;
+        let makes = async {
+            let mut tx = world.store.begin(&t, Scope::Lane).await.unwrap();
+            let kind = carillon_domain::chat::RoomKind::Direct;
+            tx.create_room(&t, &room, kind, carillon_domain::Timestamp(1)).await.unwrap();
+            tx.commit().await
+        };
+        let looks = async || {
+            let mut tx = world.store.begin(&t, Scope::Lane).await.unwrap();
+            tx.is_member(&t, &room, &UserId::new("ana").unwrap()).await.unwrap_err()
+        };
+        // What queues while the lane is held makes one batch, in this order.
+        let held = world.store.begin(&t, Scope::Lane).await.unwrap();
+        let batch = async { tokio::join!(biased; makes, looks(), looks()) };
+        let ((made, _, later), ()) = tokio::join!(biased; batch, async { drop(held) });
+        let mut reads = world.store.read().await.unwrap();
+        let kept = reads.chat_room(&t, &room).await.unwrap();
+        assert_eq!(made.is_ok(), kept.is_some(), "{made:?}");
+        if !world.is_sqlite() {
+            assert!(matches!(later, Refusal::Unavailable(_)), "another's failure: {later:?}");
+        }
+    }
+}
+
 /// What `SQLite` keeps of it, to take it back, is 12 MB.
 #[tokio::test]
 async fn a_command_may_change_thousands_of_pages() {
