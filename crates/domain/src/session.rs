@@ -156,7 +156,10 @@ pub async fn resumed(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal>
 /// The caller's rights have changed: the socket leaves the rooms that they may not hear any more.
 pub async fn review(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
     let mut cx = Cx::new(app, caller, Scope::Rows, app.clock.now());
-    for room in caller.joined.all() {
+    let mut rooms = caller.joined.all();
+    // The order in which everybody locks them.
+    rooms.sort_unstable();
+    for room in rooms {
         match room.exam() {
             Some(exam) => exam::review(&mut cx, &exam).await?,
             None => chat::review(&mut cx, &room).await?,

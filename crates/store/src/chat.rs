@@ -28,10 +28,14 @@ const MEMBERS: &str = "SELECT user_id FROM chat_members
     WHERE tenant_id = $1 AND room_id = $2 ORDER BY user_id";
 const ROOMS_OF: &str = "SELECT room_id FROM chat_members
     WHERE tenant_id = $1 AND user_id = $2 ORDER BY joined_at DESC LIMIT $3";
+/// Counted for each absent member with every message, so no further than anybody looks:
+/// [`carillon_domain::chat::MAX_UNREAD`].
 const UNREAD: &str = "SELECT r.last_seq, m.last_read_seq,
-        (SELECT count(*) FROM chat_messages c
-         WHERE c.tenant_id = $1 AND c.room_id = $2
-           AND c.seq > m.last_read_seq AND c.sender_id <> $3)
+        (SELECT count(*) FROM
+            (SELECT 1 FROM chat_messages c
+             WHERE c.tenant_id = $1 AND c.room_id = $2
+               AND c.seq > m.last_read_seq AND c.sender_id <> $3
+             LIMIT 1000) unread)
     FROM chat_members m
     JOIN chat_rooms r ON r.tenant_id = m.tenant_id AND r.id = m.room_id
     WHERE m.tenant_id = $1 AND m.room_id = $2 AND m.user_id = $3";

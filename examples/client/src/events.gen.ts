@@ -705,6 +705,7 @@ export interface UnreadCount {
   lastReadSeq: Seq;
   rev: number;
   roomId: string;
+  /** 1,000 where there are more. */
   unreadCount: number;
 }
 

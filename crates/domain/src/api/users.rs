@@ -101,7 +101,8 @@ impl Operation for PutUser {
         });
         cx.audit("user.put", after.id.as_str(), &details).await?;
         let shown = |user: &Account| (user.target_specialty.clone(), user.status);
-        if before.as_ref().is_some_and(|before| shown(before) != shown(&after)) {
+        // Who is new may have results from before they were deleted.
+        if before.as_ref().is_none_or(|before| shown(before) != shown(&after)) {
             follow_user(cx, &after.id).await?;
         }
         cx.record(Effect::Know(Arc::new(after.clone())));

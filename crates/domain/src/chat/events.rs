@@ -117,6 +117,7 @@ impl Event for MessageRead {
 #[serde(rename_all = "camelCase")]
 pub struct UnreadCount {
     pub room_id: RoomId,
+    /// 1,000 where there are more.
     pub unread_count: i64,
     pub last_read_seq: Seq,
     pub rev: i64,

@@ -125,9 +125,12 @@ pub struct Unread {
     pub last_seq: Seq,
     /// Messages up to here count as read; never decreases.
     pub last_read: Seq,
-    /// Messages of others after it.
+    /// Messages of others after it; where there are more, [`MAX_UNREAD`].
     pub count: i64,
 }
+
+/// Unread messages are counted up to this.
+pub const MAX_UNREAD: i64 = 1_000;
 
 impl Unread {
     /// Grows with every change of the count: it changes only when one of the two positions does,

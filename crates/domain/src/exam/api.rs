@@ -479,7 +479,15 @@ async fn award(
 ) -> Result<(), Refusal> {
     let tenant = &cx.caller.tenant;
     let tx = cx.tx().await?;
-    let results = tx.results(tenant, exam, Some(user), None, page::MAX_LIMIT).await?;
+    let mut results = Vec::new();
+    loop {
+        let after = results.last().map(|result: &ExamResult| result.id.clone());
+        let more = tx.results(tenant, exam, Some(user), after.as_ref(), page::MAX_LIMIT).await?;
+        if more.is_empty() {
+            break;
+        }
+        results.extend(more);
+    }
     let newest = results.into_iter().max_by_key(|result| result.attempt_number);
     let newest = newest.ok_or(Refusal::NotFound)?;
     let mut awards: Awards = newest.awards;

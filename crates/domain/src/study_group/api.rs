@@ -108,6 +108,9 @@ impl Operation for AddMember {
 
     async fn handle(self, cx: &mut Cx<'_>) -> Result<Membership, Refusal> {
         let (standing, user) = found(cx, &self.id, &self.user_id).await?;
+        if user.is_deleted {
+            return Err(Refusal::NotFound);
+        }
         if standing.is_member() {
             return Err(Refusal::AlreadyMember);
         }

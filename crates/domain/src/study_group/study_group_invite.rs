@@ -8,7 +8,7 @@ use super::{StudyGroups, TEXTS, find};
 use crate::{
     contract::{Class, Command, Handle, Policy},
     dispatch::Cx,
-    identity::UserStatus,
+    identity::{User, UserStatus},
     ids::{GroupId, UserId},
     notification::{self, Notice, Priority},
     refusal::Refusal,
@@ -53,7 +53,8 @@ impl Handle for InviteToStudyGroup {
         standing.require_manager(&caller.user)?;
         let tx = cx.tx().await?;
         let invited = tx.user(tenant, &user_id).await?;
-        if invited.is_none_or(|user| user.status == UserStatus::Suspended) {
+        let is_gone = |user: User| user.is_deleted || user.status == UserStatus::Suspended;
+        if invited.is_none_or(is_gone) {
             return Err(Refusal::Invalid("userId: nobody of that name".into()));
         }
         let theirs = tx.standing(tenant, &group_id, &user_id).await?;

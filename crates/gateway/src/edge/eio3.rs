@@ -64,9 +64,14 @@ pub struct Dialect {
 impl Dialect {
     /// By the query of its handshake.
     pub fn new(query: &str, is_socketio: bool) -> Self {
-        let wants_base64 =
-            pairs(query).any(|(name, value)| name == "b64" && !matches!(&*value, "" | "0"));
-        Self { auth: is_socketio.then(|| auth(query)), wants_base64 }
+        Self { auth: is_socketio.then(|| auth(query)), wants_base64: wants_base64(query) }
+    }
+
+    /// On the transport that the same client asks for by this query. What it said of itself need not
+    /// be said again.
+    #[must_use]
+    pub fn on_transport(&self, query: &str) -> Self {
+        Self { auth: self.auth.clone(), wants_base64: wants_base64(query) }
     }
 
     /// The packet that connects `/`, as the engine wants it.
@@ -123,6 +128,11 @@ fn reason(payload: &str) -> String {
 
 fn pairs(query: &str) -> url::form_urlencoded::Parse<'_> {
     url::form_urlencoded::parse(query.as_bytes())
+}
+
+/// Whether a transport is to carry binary packets as text.
+pub fn wants_base64(query: &str) -> bool {
+    pairs(query).any(|(name, value)| name == "b64" && !matches!(&*value, "" | "0"))
 }
 
 /// What a client says of itself in a query.

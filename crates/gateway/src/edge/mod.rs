@@ -174,7 +174,8 @@ impl<E: Engine> Edge<E> {
             return Err(EngineError::Forbidden);
         }
         let uri = request.uri().clone();
-        let query = Query::parse(uri.query().unwrap_or_default());
+        let said = uri.query().unwrap_or_default();
+        let query = Query::parse(said);
         if !matches!(query.transport, "polling" | "websocket") {
             return Err(EngineError::UnknownTransport);
         }
@@ -187,7 +188,10 @@ impl<E: Engine> Edge<E> {
             (Some(id), Some(forwarder)) => match forwarder.nodes.whose(id) {
                 Whose::Theirs(tag, sid) => {
                     let id = format!("{tag}.{sid}");
-                    let target = target::<E>(query.protocol, query.transport, id);
+                    let mut target = target::<E>(query.protocol, query.transport, id);
+                    if is_eio3 && eio3::wants_base64(said) {
+                        target.push_str("&b64=1");
+                    }
                     return forwarder.pass(request, query.transport, tag, &target).await;
                 }
                 Whose::Ours(sid) => Some(sid),
@@ -206,13 +210,13 @@ impl<E: Engine> Edge<E> {
             None if request.method() != Method::GET => return Err(EngineError::BadMethod),
             None => None,
         };
-        // A session goes on as it began; what it said then need not be said again.
+        // A session goes on as it began.
         let dialect = match &connection {
             Some(connection) => {
                 let began = connection.polling().and_then(|polling| polling.eio3.as_ref());
-                began.map(|session| session.dialect.clone())
+                began.map(|session| session.dialect.on_transport(said))
             }
-            None => is_eio3.then(|| Dialect::new(uri.query().unwrap_or_default(), E::IS_SOCKETIO)),
+            None => is_eio3.then(|| Dialect::new(said, E::IS_SOCKETIO)),
         };
         if dialect.is_some() != is_eio3 {
             return Err(EngineError::BadRequest);

@@ -114,7 +114,13 @@ test("who takes binary gets and sends it as it is", async () => {
   const both = Buffer.from([0, 6, 255, ...Buffer.from("4hello"), 1, 5, 255, 4, 1, 2, 3, 4]);
   for (const [said, headers] of [["6:4hello10:b4AQIDBA==", undefined], [both, BINARY]]) {
     await session.post(said, headers);
-    const answer = await session.get({ encoding: "latin1" });
+    let answer = await session.get({ encoding: "latin1" });
+    // The first may leave before the second is there: then they come one by one.
+    for (let tries = 0; answer.body === "6:4hello" && tries < 10; tries += 1) {
+      await session.get();
+      await session.post(said, headers);
+      answer = await session.get({ encoding: "latin1" });
+    }
     assert.equal(answer.headers["content-type"], BINARY["content-type"]);
     assert.deepEqual(Buffer.from(answer.body, "latin1"), both);
   }

@@ -167,6 +167,7 @@ story("a user who is deleted is cut, leaves their groups and stays out", { on: D
   assert.equal((await world.api("GET", "/v1/users/ana")).status, 404);
   assert.equal((await world.api("DELETE", "/v1/users/ana")).status, 404);
   assert.equal((await world.api("POST", "/v1/users/ana/revoke")).status, 404);
+  assert.equal((await world.api("PUT", `/v1/study-groups/${group}/members/ana`)).status, 404);
   assert.deepEqual((await world.api("GET", "/v1/users")).body.items.map((user) => user.id), ["ben"]);
   const messages = (await world.api("GET", "/v1/rooms/algebra/messages")).body.items;
   assert.deepEqual(messages.map((message) => message.message), ["stays"]);

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use carillon_domain::{
     MessageId, RoomId,
-    chat::{join_room::JoinRoom, mark_message_read::MarkMessageRead, send_message::SendMessage},
+    chat::{
+        MAX_UNREAD, join_room::JoinRoom, mark_message_read::MarkMessageRead,
+        send_message::SendMessage,
+    },
     contract::Command as _,
     ports::Store as _,
 };
@@ -100,5 +103,25 @@ proptest! {
                 }
             }
         });
+    }
+}
+
+#[tokio::test]
+async fn unread_messages_are_counted_no_further_than_anybody_looks() {
+    for world in World::each().await {
+        let (ana, ben, room) =
+            (caller("t", "ana"), caller("t", "ben"), RoomId::new("algebra").unwrap());
+        for who in [&ana, &ben] {
+            world.ask(who, &JoinRoom { room_id: room.clone() }).await.unwrap();
+        }
+        let message =
+            SendMessage { room_id: room.clone(), message: "x".into(), ..SendMessage::example() };
+        for _ in 0..=MAX_UNREAD {
+            world.ask(&ana, &message).await.unwrap();
+        }
+        let mut reads = world.store.read().await.unwrap();
+        let unread = reads.unread(&tenant("t"), &room, &user("ben")).await.unwrap();
+        assert_eq!(unread.count, MAX_UNREAD);
+        assert_eq!(unread.last_seq.0, MAX_UNREAD + 1);
     }
 }
