@@ -535,10 +535,14 @@ impl Presence {
         state.connections.len() + state.elsewhere.len()
     }
 
+    /// Forgets when users were last seen who can no longer come back with the token they had.
+    pub fn forget_seen(&self, now: Timestamp) {
+        self.lock().last_seen.retain(|_, seen| seen.after(RETURN_WINDOW) >= now);
+    }
+
     /// Those whose grace has run out; each is named once, by the node that had them last.
     pub fn expire(&self, now: Timestamp) -> Vec<Gone> {
         let mut state = self.lock();
-        state.last_seen.retain(|_, seen| seen.after(RETURN_WINDOW) >= now);
         let is_over = |left: Option<Timestamp>| left.is_some_and(|at| at.after(GRACE) <= now);
         let is_given_up =
             |told: &elsewhere::Told| told.awaited_until.is_some_and(|until| until <= now);

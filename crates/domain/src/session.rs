@@ -190,6 +190,7 @@ pub async fn note_seen(app: &App, ago: Duration) -> Result<(), Refusal> {
 pub fn tick(app: &App, hears: bool) -> Vec<(TenantId, Effect, bool)> {
     let now = app.clock.now();
     app.exams.expire(now);
+    app.presence.forget_seen(now);
     let silent = app
         .typists
         .expire(now)

@@ -450,6 +450,10 @@ impl Connection {
         let (index, found) =
             renames.iter().enumerate().find_map(|(index, rename)| Some((index, find(rename)?)))?;
         let rename = renames.swap_remove(index);
+        if renames.is_empty() {
+            // There are none after a client has come.
+            *renames = Vec::new();
+        }
         self.pending_renames.fetch_sub(1, Ordering::Release);
         Some((rename, found))
     }

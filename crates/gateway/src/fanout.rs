@@ -459,7 +459,9 @@ impl Fanout {
             return self.offer(tenant, &lane, offset, emit);
         }
         // What was counted elsewhere was counted without those who are coming here.
-        if let (true, Address::Others(room, _)) = (emit.row.counts, &emit.to) {
+        if let (true, Address::Others(room, _)) = (emit.row.counts, &emit.to)
+            && self.peers.as_ref().is_none_or(|peers| peers.talk.is_level())
+        {
             let _turn = lane.lock();
             let count = self.domain.presence.occupants(tenant, room);
             let payload = recount(&emit.payload, count);
@@ -501,7 +503,9 @@ impl Fanout {
             return self.send_everywhere(tenant, seat, &emit);
         };
         // The others count anew, and know who is here by then.
-        if let Some(peers) = &self.peers {
+        if let Some(peers) = &self.peers
+            && !matches!(emit.to, Address::Caller)
+        {
             peers.talk.tell(&self.domain.presence);
         }
         let lane = self.lane(tenant);

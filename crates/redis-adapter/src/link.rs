@@ -283,7 +283,11 @@ impl Link {
         let mut failures = 0;
         loop {
             let lost = Arc::new(Notify::new());
-            if let Ok(mut connection) = self.subscribe(subscriptions, received, &lost).await {
+            let subscribed = self.subscribe(subscriptions, received, &lost).await;
+            if subscribed.is_err() {
+                self.was_away.store(true, Ordering::Release);
+            }
+            if let Ok(mut connection) = subscribed {
                 failures = 0;
                 self.is_subscribed.store(true, Ordering::Release);
                 self.note();

@@ -125,7 +125,8 @@ impl Batch {
         }
     }
 
-    /// Takes back what the running command has written.
+    /// Takes back what the running command has written. Fails where that leaves a transaction in
+    /// which nothing more can be done.
     pub(crate) async fn undo_command(&mut self) -> Result<(), sqlx::Error> {
         self.messages.truncate(self.own.messages);
         self.unheard.truncate(self.own.unheard);
@@ -134,7 +135,7 @@ impl Batch {
         if self.savepoint == Savepoint::Own {
             self.held.run("ROLLBACK TO SAVEPOINT command").await?;
         }
-        Ok(())
+        self.held.goes_on()
     }
 
     /// Writes what waits, and ends the transaction. Says what is known from then on.

@@ -123,12 +123,17 @@ impl Held {
         Ok(held)
     }
 
-    /// Fails where a statement has failed since the last savepoint that was gone back to.
+    /// Fails where a statement has failed and was not taken back.
+    pub(crate) fn goes_on(&self) -> Result<(), sqlx::Error> {
+        if self.condition == Condition::Sound {
+            return Ok(());
+        }
+        Err(sqlx::Error::Protocol("a statement of the transaction has failed".into()))
+    }
+
     pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
         if self.in_transaction {
-            if self.condition != Condition::Sound {
-                return Err(sqlx::Error::WorkerCrashed);
-            }
+            self.goes_on()?;
             self.run("COMMIT").await?;
             self.in_transaction = false;
         }

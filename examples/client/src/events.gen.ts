@@ -93,6 +93,7 @@ export interface Entered {
   lastReadSeq: Seq;
   roomId: string;
   seq: Seq;
+  /** 1,000 where there are more. */
   unreadCount: number;
 }
 
@@ -353,6 +354,7 @@ export interface MarkMessageRead {
 export interface Marked {
   lastReadSeq: Seq;
   messageId: string;
+  /** 1,000 where there are more. */
   unreadCount: number;
 }
 
@@ -502,6 +504,7 @@ export interface RoomJoined {
   roomId: string;
   /** The room's newest `seq`. */
   seq: Seq;
+  /** 1,000 where there are more. */
   unreadCount: number;
 }
 

@@ -20,6 +20,7 @@ pub struct RoomJoined {
     /// The room's newest `seq`.
     pub seq: Seq,
     pub last_read_seq: Seq,
+    /// 1,000 where there are more.
     pub unread_count: i64,
     /// Whether there are older messages.
     pub has_more: bool,

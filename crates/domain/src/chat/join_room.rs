@@ -30,6 +30,7 @@ pub struct Entered {
     pub room_id: RoomId,
     pub seq: Seq,
     pub last_read_seq: Seq,
+    /// 1,000 where there are more.
     pub unread_count: i64,
 }
 

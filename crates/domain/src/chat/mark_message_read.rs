@@ -25,6 +25,7 @@ pub struct MarkMessageRead {
 pub struct Marked {
     pub message_id: MessageId,
     pub last_read_seq: Seq,
+    /// 1,000 where there are more.
     pub unread_count: i64,
 }
 

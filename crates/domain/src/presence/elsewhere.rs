@@ -209,7 +209,7 @@ impl Presence {
         for some in keys.chunks(LOST_AT_ONCE) {
             let mut state = self.edit();
             for key in some {
-                state.lose(node, key, since, until.after(spread.mul_f64(place(key))));
+                state.lose(node, key, (since, until), spread.mul_f64(place(key)));
             }
         }
     }
@@ -235,7 +235,13 @@ impl State {
     }
 
     /// Of what a node that is gone has told of a user, only that they were there.
-    fn lose(&mut self, node: &NodeId, key: &Key, since: Timestamp, until: Timestamp) {
+    fn lose(
+        &mut self,
+        node: &NodeId,
+        key: &Key,
+        (since, until): (Timestamp, Timestamp),
+        in_line: Duration,
+    ) {
         let Some(entry) = self.users.get(key) else { return };
         let Some(told) = entry.elsewhere.iter().find(|told| told.node == *node) else { return };
         let left_at = told.part.left_at.unwrap_or(since);
@@ -245,7 +251,7 @@ impl State {
         self.replace(node, key, Some(part));
         let Some(entry) = self.users.get_mut(key) else { return };
         for told in entry.elsewhere.iter_mut().filter(|told| told.node == *node) {
-            told.awaited_until = Some(until.max(left_at.after(GRACE)));
+            told.awaited_until = Some(until.max(left_at.after(GRACE)).after(in_line));
         }
     }
 

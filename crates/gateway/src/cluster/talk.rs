@@ -150,6 +150,11 @@ impl Talk {
         self.lock().peers.len()
     }
 
+    /// Whether this node knows all that the others have told.
+    pub fn is_level(&self) -> bool {
+        self.lock().peers.values().all(|peer| !peer.is_behind)
+    }
+
     /// Says something. Never waits.
     pub fn say(&self, what: What) {
         let state = self.lock();
@@ -180,6 +185,7 @@ impl Talk {
                 }
             }
             self.tell(&gateway.domain.presence);
+            self.tell_all(&gateway.domain.presence);
         }
     }
 
@@ -201,6 +207,10 @@ impl Talk {
             state.told += 1;
             self.say_as(state.told, What::Changed(changes));
         }
+    }
+
+    /// Tells of everybody, where that was asked for.
+    fn tell_all(&self, presence: &Presence) {
         let mut state = self.lock();
         if std::mem::take(&mut state.is_asked_for_all) {
             let everybody = presence.everybody();

@@ -109,8 +109,19 @@ struct State {
     has_begun_frame: bool,
     /// Marks that the engine has not written yet: how many frames come before what each holds back.
     marks: VecDeque<usize>,
-    /// The engine has written a part of what it has to write.
-    engine_has_begun: bool,
+    engine: Engine,
+}
+
+/// How far the engine has come with what it has to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Engine {
+    /// To its end.
+    #[default]
+    Done,
+    /// Nowhere: the client takes nothing.
+    Waits,
+    /// A part of it is written.
+    Inside,
 }
 
 /// Which way events go.
@@ -158,8 +169,8 @@ impl State {
 pub enum Flushed {
     /// Nothing waits any more; so many bytes were written.
     All(usize),
-    /// What waits is not to be written before the engine has come to the end of its frame, or to a
-    /// mark; so many bytes were.
+    /// What waits is the engine's, or not to be written before that has come to the end of its frame,
+    /// or to a mark; so many bytes were.
     Held(usize),
     /// The client takes no more; so many bytes were written.
     Blocked(usize),
@@ -260,7 +271,7 @@ impl Outlet {
     }
 
     fn write(state: &mut State) -> io::Result<Flushed> {
-        if state.engine_has_begun {
+        if state.engine == Engine::Inside {
             return Ok(Flushed::Held(0));
         }
         let Some(tcp) = state.tcp.clone() else { return Ok(Flushed::All(0)) };
@@ -268,8 +279,12 @@ impl Outlet {
         loop {
             let ready = state.ready().min(AT_ONCE);
             if ready == 0 {
-                let is_empty = state.frames.is_empty();
-                return Ok(if is_empty { Flushed::All(total) } else { Flushed::Held(total) });
+                if state.frames.is_empty() {
+                    // A client that hears nothing needs no place for it.
+                    state.frames = VecDeque::new();
+                }
+                let is_all = state.frames.is_empty() && state.engine == Engine::Done;
+                return Ok(if is_all { Flushed::All(total) } else { Flushed::Held(total) });
             }
             let written = match state.frames.front() {
                 // `send` costs less than `writev`.
@@ -310,9 +325,11 @@ impl Outlet {
             return Ok((flushed, None));
         }
         let (result, is_inside) = write();
-        if let Some(is_inside) = is_inside {
-            state.engine_has_begun = is_inside;
-        }
+        state.engine = match (is_inside, state.engine) {
+            (Some(true), _) | (None, Engine::Inside) => Engine::Inside,
+            (Some(false), _) => Engine::Done,
+            (None, _) => Engine::Waits,
+        };
         Ok((flushed, Some(result)))
     }
 
@@ -427,8 +444,13 @@ mod tests {
         push(&outlet, "ours");
         assert_eq!(outlet.flush().unwrap(), Flushed::Held(0));
         assert!(outlet.waits());
+        assert_eq!(outlet.by_engine(|| ((), None)).unwrap().0, Flushed::Held(0));
         assert_eq!(by_engine(false), (Flushed::Held(0), Some(())));
         assert_eq!(outlet.flush().unwrap(), Flushed::All(4));
+        outlet.by_engine(|| ((), None)).unwrap();
+        assert_eq!(outlet.flush().unwrap(), Flushed::Held(0), "the engine waits for the client");
+        assert_eq!(by_engine(false), (Flushed::Held(0), Some(())));
+        assert_eq!(outlet.flush().unwrap(), Flushed::All(0));
         assert_eq!(received(&mut peer, 4).await, "ours");
     }
 

@@ -323,7 +323,7 @@ impl<E: Engine> Edge<E> {
             if connection.is_killed() {
                 return Err(EngineError::UnknownSession);
             }
-            if !polling.connects.admit(&chunk) {
+            if E::IS_SOCKETIO && !polling.connects.admit(&chunk) {
                 self.connections.kill(connection, Closing::Overloaded);
                 return Err(EngineError::BadRequest);
             }

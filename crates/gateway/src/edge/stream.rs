@@ -41,8 +41,9 @@ pub enum Opening {
     /// interval.
     Fresh(Pong),
     /// The probe has been answered by the edge, and the engine's answer to it is still to come;
-    /// these frames, which were polled from the engine, come first.
-    Upgrade(Bytes),
+    /// these frames, which were polled from the engine, come first. Boxed, because every stream has
+    /// the room for it.
+    Upgrade(Box<Bytes>),
     Open,
 }
 
@@ -81,7 +82,7 @@ impl<T> Stream<T> {
     ) -> Self {
         connection.stream_opened();
         let replacement = match &mut opening {
-            Opening::Upgrade(frames) => std::mem::take(frames),
+            Opening::Upgrade(frames) => std::mem::take(&mut **frames),
             Opening::Greeted(_) | Opening::Fresh(_) | Opening::Open => Bytes::new(),
         };
         Self { inner, head, opening, replacement, connection, connections }

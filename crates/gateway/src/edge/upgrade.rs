@@ -167,12 +167,13 @@ pub async fn upgrade<T>(
     let asked = polling.asked.lock().await.take();
     let frames = drain(asked, ask, connection);
     let_out();
-    carry(stream, read, Opening::Upgrade(frames));
+    carry(stream, read, Opening::Upgrade(frames.into()));
 }
 
 /// What the engine has for polls, as frames. It keeps back what has no place in an answer, for the
 /// next poll and for nothing else: so it is polled until it would have to wait, which is when it
-/// has nothing in hand. That poll is dropped.
+/// has nothing in hand, or has said as much as a task may in one go. That poll is dropped, and what
+/// is queued comes by the WebSocket.
 fn drain(
     mut asked: Option<Asked>,
     ask: impl Fn() -> Option<Asked>,
