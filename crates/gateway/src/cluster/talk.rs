@@ -30,8 +30,9 @@ const REFRESH: Duration = Duration::from_secs(3);
 const LEASE: Duration = Duration::from_secs(10);
 /// How often it is looked whether one is.
 const TICK: Duration = Duration::from_millis(500);
-/// A node that has not looked for so long stood still, and has not heard what was said meanwhile.
-const STILL: Duration = Duration::from_secs(3);
+/// A node that has not looked for so long stood still, and has not heard what was said meanwhile:
+/// long for a busy machine, and too short for a lease to run out.
+const STILL: Duration = Duration::from_secs(5);
 /// Users in one message.
 const AT_ONCE: usize = 200;
 
