@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
+    mem::take,
     sync::Arc,
     time::Duration,
 };
@@ -242,16 +243,20 @@ impl State {
         (since, until): (Timestamp, Timestamp),
         in_line: Duration,
     ) {
-        let Some(entry) = self.users.get(key) else { return };
-        let Some(told) = entry.elsewhere.iter().find(|told| told.node == *node) else { return };
-        let left_at = told.part.left_at.unwrap_or(since);
-        let name = entry.name.clone();
-        let member_of = entry.member_of.iter().cloned().collect();
-        let part = Part { name, member_of, left_at: Some(left_at), ..Part::default() };
-        self.replace(node, key, Some(part));
         let Some(entry) = self.users.get_mut(key) else { return };
-        for told in entry.elsewhere.iter_mut().filter(|told| told.node == *node) {
-            told.awaited_until = Some(until.max(left_at.after(GRACE)).after(in_line));
+        let Some(told) = entry.elsewhere.iter_mut().find(|told| told.node == *node) else { return };
+        let left_at = told.part.left_at.unwrap_or(since);
+        told.awaited_until = Some(until.max(left_at.after(GRACE)).after(in_line));
+        told.part.left_at = Some(left_at);
+        told.part.is_settled = false;
+        let (sockets, joined) = (take(&mut told.part.sockets), take(&mut told.part.joined));
+        let left: Vec<RoomId> = joined.into_keys().filter(|room| !entry.is_in(room)).collect();
+        for id in &sockets {
+            self.elsewhere.remove(id);
+        }
+        let (tenant, user) = key;
+        for room in &left {
+            self.vacated(tenant, user, room);
         }
     }
 
