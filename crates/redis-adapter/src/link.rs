@@ -225,7 +225,10 @@ impl Link {
                     *self.publisher() = None;
                     self.note();
                 }
-                Err(error) => self.say_away(&error, failures),
+                Err(error) => {
+                    self.was_away.store(true, Ordering::Release);
+                    self.say_away(&error, failures);
+                }
             }
             tokio::time::sleep(PAUSES[failures.min(PAUSES.len() - 1)]).await;
             failures += 1;
@@ -343,7 +346,6 @@ impl Link {
     /// At the first attempt of a row only.
     fn say_away(&self, error: &RedisError, failures: usize) {
         if failures == 0 && self.up_since().is_none() {
-            self.was_away.store(true, Ordering::Release);
             let kind = error.category();
             tracing::warn!(kind, "Redis cannot be reached: this node goes on by itself");
         }
