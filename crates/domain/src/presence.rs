@@ -142,6 +142,8 @@ struct OnlineMembers {
 struct Entry {
     name: String,
     sockets: usize,
+    /// Sockets that are coming in.
+    expected: usize,
     /// The ids of the sockets, where other nodes are to know them.
     ids: Vec<ConnectionId>,
     /// What other nodes tell of the user.
@@ -266,6 +268,7 @@ impl Presence {
         let entry = Entry {
             name: caller.name.clone(),
             sockets: 1,
+            expected: 0,
             ids: if is_shared { vec![caller.connection.clone()] } else { Vec::new() },
             elsewhere: Vec::new(),
             member_of: rooms.iter().cloned().collect(),
@@ -278,6 +281,37 @@ impl Presence {
         state.last_seen.remove(&key);
         state.users.insert(key, entry);
         Coming::Online(rooms)
+    }
+
+    /// A socket of the user is coming in, and may have to wait. True where the user is known here: then
+    /// nobody is told that they are gone, until [`Self::stop_expecting`].
+    pub fn expect(&self, tenant: &TenantId, user: &UserId, now: Timestamp) -> bool {
+        let mut state = self.lock();
+        let key = (tenant.clone(), user.clone());
+        let Some(entry) = state.users.get_mut(&key) else { return false };
+        // That others have given the user up is made good when the socket is counted in.
+        if entry.is_about_to_be_given_up(now) {
+            return false;
+        }
+        entry.expected += 1;
+        if entry.sockets == 0 {
+            entry.left_at = None;
+            self.touch(&mut state, &key);
+        }
+        true
+    }
+
+    /// The socket has been counted in, or has not come after all.
+    pub fn stop_expecting(&self, tenant: &TenantId, user: &UserId, now: Timestamp) {
+        let mut state = self.lock();
+        let key = (tenant.clone(), user.clone());
+        let Some(entry) = state.users.get_mut(&key) else { return };
+        entry.expected = entry.expected.saturating_sub(1);
+        if entry.is_here() {
+            return;
+        }
+        entry.left_at = Some(now);
+        self.touch(&mut state, &key);
     }
 
     /// Counts a socket out. Returns the rooms in which the user has no other socket.
@@ -296,7 +330,7 @@ impl Presence {
         let left: Vec<RoomId> =
             caller.joined.all().into_iter().filter(|room| entry.socket_left(room)).collect();
         if entry.sockets == 0 {
-            entry.left_at = Some(now);
+            entry.left_at = (entry.expected == 0).then_some(now);
             entry.is_settled = false;
             state.last_seen.insert(key, now);
         }

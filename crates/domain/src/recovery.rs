@@ -174,10 +174,8 @@ pub async fn take(
     session: Session,
     claim: &Claim,
 ) -> Result<Option<Recovered>, Refusal> {
-    if !app.store.take_session(&session, &claim.pid, app.returning.node()).await? {
-        return Ok(None);
-    }
-    let rooms = app.store.read().await?.session_rooms(&session).await?;
+    let taken = app.store.take_session(&session, &claim.pid, app.returning.node()).await?;
+    let Some(rooms) = taken else { return Ok(None) };
     let after = after(&session, claim);
     let Session { tenant, connection, .. } = session;
     app.returning.add(Noted { tenant, connection: connection.clone(), change: Change::WentOn });

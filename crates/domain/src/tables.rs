@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde_json::value::RawValue;
 
 use crate::{
-    App, Caller, ConnectionId, Refusal, TenantId, Timestamp, UserId,
+    App, Caller, ConnectionId, Offset, Refusal, RoomId, TenantId, Timestamp, UserId,
     chat::{self, typing_indicator::Typists},
     contract::{ALL_PATHS, COMMANDS, Class, EVENTS, Rate, Route, Scope, find_command},
     credential::{Bearer, Token},
@@ -36,7 +36,12 @@ impl Store for Away {
     async fn stay(&self, _: &str) -> Result<(), Refusal> {
         Err(Refusal::Unavailable(None))
     }
-    async fn take_session(&self, _: &Session, _: &str, _: &str) -> Result<bool, Refusal> {
+    async fn take_session(
+        &self,
+        _: &Session,
+        _: &str,
+        _: &str,
+    ) -> Result<Option<Vec<(RoomId, Offset)>>, Refusal> {
         Err(Refusal::Unavailable(None))
     }
 }

@@ -10,7 +10,8 @@ use std::{
 };
 
 use carillon_domain::{
-    Caller, ConnectionId, Effect, Offset, Refusal, RoomId, TenantId, Timestamp, UserId,
+    App as Domain, Caller, ConnectionId, Effect, Offset, Refusal, RoomId, TenantId, Timestamp,
+    UserId,
     api::refused::Kind,
     chat::returning::{self, Change},
     contract::{ALL_PATHS, Event as _},
@@ -32,6 +33,7 @@ use socketioxide::{
 use crate::{
     auth::{Denied, Presented, Reason},
     cluster::What,
+    coming::Turn,
     config::Expiry,
     connection::{Closing, Connection},
     edge::outlet::{MARK_NAME, Outlet},
@@ -63,13 +65,20 @@ pub struct Seat {
     /// When it is cut unless it shows a newer token; `None` where it outlives its token.
     expires_at: Option<Timestamp>,
     since: Instant,
-    has_arrived: AtomicBool,
     /// The caller as they are since their row was changed.
     renewed: Mutex<Option<Arc<Caller>>>,
-    /// What it goes on from, until it has; or why it cannot.
-    resuming: Mutex<Option<Box<Resuming>>>,
+    /// Until it has arrived.
+    pending: Mutex<Option<Box<Pending>>>,
     is_superseded: AtomicBool,
     to_show: Mutex<ToShow>,
+}
+
+/// What is kept of a socket from its CONNECT until the others are told of it.
+struct Pending {
+    /// What it goes on from, or why it cannot.
+    resuming: Option<Resuming>,
+    turn: Option<Turn>,
+    expected: Option<Expected>,
 }
 
 /// The rooms that a socket has gone on in, until they are shown anew; and from where on.
@@ -89,6 +98,10 @@ impl Seat {
     /// Whether the user may go on with the token that let this socket in.
     pub fn may_stay(&self, account: &Account) -> bool {
         account.status != UserStatus::Suspended && account.tokens.accepts(*self.issue())
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Option<Box<Pending>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn issue(&self) -> MutexGuard<'_, Issue> {
@@ -144,26 +157,28 @@ impl Seat {
 
     /// Whether the others have been told, or are being told.
     pub fn has_arrived(&self) -> bool {
-        self.has_arrived.load(Ordering::Acquire)
+        self.pending().is_none()
     }
 
     /// Tells the others, once, before anything else of this socket is handled.
     pub async fn arrive(self: &Arc<Self>, gateway: &Gateway) {
-        if self.has_arrived.swap(true, Ordering::AcqRel) {
-            return;
-        }
+        let Some(pending) = self.pending().take() else { return };
+        let Pending { resuming, turn, expected } = *pending;
         // Now, so that a newer token which the client shows at once finds it.
         if let Some(expires_at) = self.expires_at {
             gateway.fanout.expiries.watch(self, expires_at);
         }
-        let _turn = gateway.coming.turn().await;
+        let _turn = match turn {
+            Some(turn) => turn,
+            None => gateway.coming.to_enter().await,
+        };
         // Without its rooms the user could not be shown to anybody: the client comes back.
         let Ok(effects) = session::connected(&gateway.domain, &self.current()).await else {
             gateway.connections.kill(&self.connection, Closing::Unavailable);
             return;
         };
-        let resuming = self.resuming.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match resuming.map(|resuming| *resuming) {
+        drop(expected);
+        match resuming {
             Some(Resuming::From(recovered)) => self.resume(gateway, &recovered).await,
             Some(Resuming::Anew(reason)) => {
                 if let Ok(payload) = serde_json::to_string(&Resync { reason }) {
@@ -268,7 +283,7 @@ impl Seat {
             DisconnectReason::ClientNSDisconnect => Ending::Closed,
             _ => Ending::Lost,
         };
-        if !self.has_arrived.swap(true, Ordering::AcqRel) {
+        if self.pending().take().is_some() {
             // Gone before anybody was told that it came. What was noted of it is forgotten in time.
             let lost = Change::Lost(gateway.domain.clock.now());
             gateway.domain.returning.note(&self.caller, lost);
@@ -360,6 +375,7 @@ async fn connect(
             return Err(denied);
         }
     };
+    let expected = Expected::new(&gateway.domain, &identity.tenant, &identity.user.id);
     if let Err(refusal) = gateway.fanout.begin(&identity.tenant).await {
         let denied = Denied::Away(refusal);
         deny(gateway, &connection, token, &denied);
@@ -403,6 +419,7 @@ async fn connect(
         note_come(gateway, &caller, kept.pid.as_deref());
     }
     socket.join(rooms);
+    let pending = Pending { resuming: kept.resuming, turn: kept.turn, expected };
     let seat = Arc::new(Seat {
         caller: Arc::new(caller),
         issue: identity.issue.into(),
@@ -412,9 +429,8 @@ async fn connect(
         socket: Arc::downgrade(&socket),
         expires_at: (identity.expiry == Expiry::Enforce).then_some(identity.expires_at),
         since: Instant::now(),
-        has_arrived: AtomicBool::new(false),
         renewed: Mutex::default(),
-        resuming: Mutex::new(kept.resuming.map(Box::new)),
+        pending: Mutex::new(Some(Box::new(pending))),
         is_superseded: AtomicBool::new(false),
         to_show: Mutex::default(),
     });
@@ -437,6 +453,30 @@ async fn connect(
     Ok(())
 }
 
+/// A user whom the others know, and whose socket is coming in. However long it waits for its turn,
+/// they are not shown offline meanwhile.
+struct Expected {
+    domain: Arc<Domain>,
+    tenant: TenantId,
+    user: UserId,
+}
+
+impl Expected {
+    fn new(domain: &Arc<Domain>, tenant: &TenantId, user: &UserId) -> Option<Self> {
+        domain.presence.expect(tenant, user, domain.clock.now()).then(|| Self {
+            domain: domain.clone(),
+            tenant: tenant.clone(),
+            user: user.clone(),
+        })
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.domain.presence.stop_expecting(&self.tenant, &self.user, self.domain.clock.now());
+    }
+}
+
 /// Whose session it is, and in what namespace.
 type Key<'a> = (&'a TenantId, &'a UserId, &'a str);
 
@@ -446,6 +486,8 @@ struct Kept {
     /// The client's secret; `None` where clients do not recover.
     pid: Option<String>,
     resuming: Option<Resuming>,
+    /// Its turn to enter, where it has been given that.
+    turn: Option<Turn>,
 }
 
 /// Goes on with the session of the private id that a client shows, if that can be done.
@@ -462,19 +504,20 @@ async fn recover(
         connection: ConnectionId::new(random_id()).expect("20 printable characters"),
         pid: is_on.then(random_id),
         resuming: reason.map(Resuming::Anew),
+        turn: None,
     };
     let Some(pid) = pid else { return Ok(anew(None)) };
     let Some(claim) = Claim::new(pid, shown("offset")) else {
         return Ok(anew(Some(recovery::Reason::Unknown)));
     };
-    let turn = gateway.coming.turn().await;
+    let turn = gateway.coming.to_find().await;
     let session = match recovery::find(domain, key, &claim).await? {
         Ok(session) => session,
         Err(reason) => return Ok(anew(Some(reason))),
     };
     drop(turn);
     end_older(gateway, key, &session).await;
-    let _turn = gateway.coming.turn().await;
+    let turn = gateway.coming.to_enter().await;
     let recovered = recovery::take(domain, session, &claim).await?;
     Ok(recovered.map_or_else(
         || anew(Some(recovery::Reason::Unknown)),
@@ -482,6 +525,7 @@ async fn recover(
             connection: recovered.connection.clone(),
             pid: Some(pid.to_owned()),
             resuming: Some(Resuming::From(recovered)),
+            turn: Some(turn),
         },
     ))
 }

@@ -47,14 +47,25 @@ const SESSION: &str =
         EXISTS (SELECT 1 FROM outbox WHERE outbox.tenant_id = recovery_sessions.tenant_id
             AND position = CASE WHEN since > $2 THEN since ELSE $2 END + 1)
     FROM recovery_sessions WHERE pid = $1";
-const SESSION_ROOMS: &str = "SELECT j.room_id, j.shown_offset FROM joined_rooms j
+const TAKE: &str = "UPDATE recovery_sessions
+    SET generation = generation + 1, node_id = $3, lost_at = NULL
+    WHERE pid = $1 AND generation = $2";
+const ROOMS: &str = "SELECT j.room_id, j.shown_offset FROM joined_rooms j
     JOIN chat_members m
       ON m.tenant_id = j.tenant_id AND m.room_id = j.room_id AND m.user_id = j.user_id
     WHERE j.tenant_id = $1 AND j.connection_id = $2 AND j.namespace = $3 AND j.user_id = $4
     ORDER BY j.joined_at, j.room_id";
-const TAKE: &str = "UPDATE recovery_sessions
-    SET generation = generation + 1, node_id = $3, lost_at = NULL
-    WHERE pid = $1 AND generation = $2";
+/// Both in one, for PostgreSQL: one row without a room where there are none.
+const TAKE_AND_ROOMS: &str = "WITH taken AS (
+        UPDATE recovery_sessions SET generation = generation + 1, node_id = $3, lost_at = NULL
+        WHERE pid = $1 AND generation = $2
+        RETURNING tenant_id, connection_id, namespace, user_id)
+    SELECT j.room_id, j.shown_offset FROM taken t LEFT JOIN (joined_rooms j
+        JOIN chat_members m
+          ON m.tenant_id = j.tenant_id AND m.room_id = j.room_id AND m.user_id = j.user_id)
+      ON j.tenant_id = t.tenant_id AND j.connection_id = t.connection_id
+        AND j.namespace = t.namespace AND j.user_id = t.user_id
+    ORDER BY j.joined_at, j.room_id";
 // The loss of an older socket may have been written since it was taken.
 static GO_ON: Rows = Rows::list(
     "UPDATE recovery_sessions SET lost_at = NULL
@@ -215,16 +226,6 @@ impl ReturnReads for SqlTx {
             is_next_kept: is_kept,
         }))
     }
-
-    async fn session_rooms(&mut self, of: &Session) -> Result<Vec<(RoomId, Offset)>, Refusal> {
-        let rooms: Vec<(String, i64)> = on!(self.conn().await?, c => sqlx::query_as(SESSION_ROOMS)
-            .bind(of.tenant.as_str()).bind(of.connection.as_str())
-            .bind(&of.namespace).bind(of.user.as_str()).fetch_all(c).await)
-        .map_err(refusal)?;
-        let room =
-            |(room, shown)| Ok((RoomId::new(room).map_err(Refusal::internal)?, Offset(shown)));
-        rooms.into_iter().map(room).collect()
-    }
 }
 
 #[async_trait]
@@ -301,17 +302,42 @@ fn newest_loss(run: &[Noted]) -> Option<Timestamp> {
 }
 
 impl SqlTx {
-    /// A compare-and-set of the session's generation.
+    /// A compare-and-set of the session's generation; the rooms of the session where it was.
     pub(crate) async fn take_session(
         &mut self,
+        of: &Session,
         pid: &str,
-        generation: i64,
         node: &str,
-    ) -> Result<bool, Refusal> {
-        let taken = on!(self.conn().await?, c => sqlx::query(TAKE)
-            .bind(pid).bind(generation).bind(node).execute(c).await.map(|done| done.rows_affected()))
-        .map_err(refusal)?;
-        Ok(taken > 0)
+    ) -> Result<Option<Vec<(RoomId, Offset)>>, Refusal> {
+        let rooms: Vec<(Option<String>, Option<i64>)> = if self.is_sqlite() {
+            let taken = on!(self.conn().await?, c => sqlx::query(TAKE)
+                .bind(pid).bind(of.generation).bind(node).execute(c).await
+                .map(|done| done.rows_affected()))
+            .map_err(refusal)?;
+            if taken == 0 {
+                return Ok(None);
+            }
+            on!(self.conn().await?, c => sqlx::query_as(ROOMS)
+                .bind(of.tenant.as_str()).bind(of.connection.as_str())
+                .bind(&of.namespace).bind(of.user.as_str()).fetch_all(c).await)
+            .map_err(refusal)?
+        } else {
+            let rows: Vec<_> = on!(self.conn().await?, c => sqlx::query_as(TAKE_AND_ROOMS)
+                .bind(pid).bind(of.generation).bind(node).fetch_all(c).await)
+            .map_err(refusal)?;
+            if rows.is_empty() {
+                return Ok(None);
+            }
+            rows
+        };
+        let room =
+            |(room, shown)| Ok((RoomId::new(room).map_err(Refusal::internal)?, Offset(shown)));
+        rooms
+            .into_iter()
+            .filter_map(|(room, shown)| room.zip(shown))
+            .map(room)
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 
     /// Writes of many sockets what is of one kind, by `(node, tenant, at)` and their connections.

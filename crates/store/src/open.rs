@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use carillon_domain::{
-    Refusal, TenantId, Timestamp,
+    Offset, Refusal, RoomId, TenantId, Timestamp,
     contract::Scope,
     ports::{Reads, Store, Tx},
     recovery::Session,
@@ -278,15 +278,20 @@ impl Store for SqlStore {
         }
     }
 
-    async fn take_session(&self, of: &Session, pid: &str, node: &str) -> Result<bool, Refusal> {
+    async fn take_session(
+        &self,
+        of: &Session,
+        pid: &str,
+        node: &str,
+    ) -> Result<Option<Vec<(RoomId, Offset)>>, Refusal> {
         if let Backend::Postgres { .. } = self.backend {
             // One statement is a transaction of its own.
-            return self.reader().await?.take_session(pid, of.generation, node).await;
+            return self.reader().await?.take_session(of, pid, node).await;
         }
         let mut tx = self.transaction(&of.tenant, Scope::Rows).await?;
-        let is_taken = tx.take_session(pid, of.generation, node).await?;
+        let taken = tx.take_session(of, pid, node).await?;
         Tx::commit(Box::new(tx)).await?;
-        Ok(is_taken)
+        Ok(taken)
     }
 }
 

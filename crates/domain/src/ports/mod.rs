@@ -73,8 +73,14 @@ pub trait Store: Leases {
     /// before anybody is let in, and again and again.
     async fn stay(&self, node: &str) -> Result<()>;
     /// A socket of this run of the server, `node`, goes on with a session, unless somebody has since
-    /// it was of that generation; committed when it returns.
-    async fn take_session(&self, session: &Session, pid: &str, node: &str) -> Result<bool>;
+    /// it was of that generation (`None`); committed when it returns. The chat rooms it goes on in:
+    /// those of the session that its user belongs to, and up to where each was shown.
+    async fn take_session(
+        &self,
+        session: &Session,
+        pid: &str,
+        node: &str,
+    ) -> Result<Option<Vec<(RoomId, Offset)>>>;
 }
 
 /// Everything that can be read, inside a transaction or a snapshot.

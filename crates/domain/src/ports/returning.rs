@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::Result;
 use crate::{
     chat::returning::Noted,
-    ids::{Offset, RoomId, TenantId, Timestamp, UserId},
+    ids::{TenantId, Timestamp, UserId},
     recovery::{Claim, Session},
     session::Kept,
 };
@@ -22,9 +22,6 @@ pub trait ReturnReads: Send {
     ) -> Result<Kept>;
     /// The session that a client claims.
     async fn session(&mut self, claim: &Claim) -> Result<Option<Session>>;
-    /// The chat rooms its socket was in and its user belongs to, and up to where each was shown when
-    /// it joined.
-    async fn session_rooms(&mut self, session: &Session) -> Result<Vec<(RoomId, Offset)>>;
 }
 
 #[async_trait]

@@ -85,7 +85,7 @@ impl fmt::Debug for Shared {
 impl Entry {
     /// Whether this node has the user, or waits for them.
     pub(super) const fn is_here(&self) -> bool {
-        self.sockets > 0 || self.left_at.is_some()
+        self.sockets > 0 || self.expected > 0 || self.left_at.is_some()
     }
 
     pub(super) fn is_in(&self, room: &RoomId) -> bool {
@@ -531,6 +531,54 @@ mod tests {
         assert_eq!(coming, Coming::Online(vec![room("algebra")]));
         tell(&b, &c);
         assert!(b.presence.expire(given_up).is_empty(), "she is here");
+    }
+
+    #[test]
+    fn whose_socket_waits_to_come_in_is_not_given_up() {
+        let [a, b, c] = nodes();
+        comes(&a, &caller("ana", "a1"), &[room("algebra")]);
+        for node in [&b, &c] {
+            node.presence.hear(&a.id, a.presence.everybody());
+            node.presence.lose(&a.id, START, START);
+        }
+        let (after, late) = (caller("ana", "a2"), START.after(GRACE * 10));
+        let (t, ana) = (&after.tenant, &after.user);
+        assert!(b.presence.expect(t, ana, START));
+        tell(&b, &c);
+        for node in [&b, &c] {
+            assert!(node.presence.expire(late).is_empty());
+            let sockets = node.presence.sockets_of(t, ana, &room("algebra"));
+            assert_eq!((sockets.in_room, sockets.elsewhere), (0, 0));
+        }
+        assert_eq!(b.presence.connected(&after, None, late), Coming::WasHere);
+        b.presence.stop_expecting(t, ana, late);
+        tell(&b, &c);
+        assert!(b.presence.expire(late.after(GRACE)).is_empty());
+        assert!(c.presence.is_connection("a2"));
+    }
+
+    #[test]
+    fn who_does_not_come_in_after_all_goes_offline_after_the_grace() {
+        let [a, b] = nodes();
+        let (ana, stranger) = (caller("ana", "a1"), caller("zoe", "a2"));
+        comes(&a, &ana, &[room("algebra")]);
+        tell(&a, &b);
+        assert!(!b.presence.expect(&ana.tenant, &stranger.user, START), "nobody knows her");
+        // One socket ends while two more are waiting, on this node or another.
+        assert!(a.presence.expect(&ana.tenant, &ana.user, START));
+        assert!(b.presence.expect(&ana.tenant, &ana.user, START));
+        a.presence.disconnected(&ana, START);
+        let (given_up, over) = (START.after(GRACE * 2), START.after(GRACE * 3));
+        a.presence.stop_expecting(&ana.tenant, &ana.user, START);
+        tell(&a, &b);
+        tell(&b, &a);
+        assert!(a.presence.expire(given_up).is_empty() && b.presence.expire(given_up).is_empty());
+        b.presence.stop_expecting(&ana.tenant, &ana.user, given_up);
+        tell(&a, &b);
+        tell(&b, &a);
+        assert!(a.presence.expire(over.before(Duration::from_millis(1))).is_empty());
+        let gone = [&a, &b].map(|node| node.presence.expire(over));
+        assert_eq!(gone.iter().flatten().filter(|gone| gone.is_ours).count(), 1, "{gone:?}");
     }
 
     #[test]

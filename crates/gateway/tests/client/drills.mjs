@@ -408,6 +408,9 @@ export async function herd(cluster, { url, moves, count, perRoom = 50, processes
   const people = cluster.keep(await Crowd.start({ url, count, perRoom, processes, prefix: "herd-", niceness: 10, transports: [["websocket"]] }));
   await moves(others);
   const beside = cluster.keep(await Crowd.start({ url, count: bystanders, perRoom: 10, prefix: "beside-", niceness: 0, transports: [["websocket"]] }));
+  const watcher = await Person.connect({ url }, "watcher", COMES_BACK);
+  cluster.keep({ dispose: () => watcher.leaves() });
+  await watcher.joins("herd-room-0");
   await beside.talk(500);
   await pause(3000);
   const calm = quantile(audit(await beside.ledgers()).answers.map(([, ms]) => ms), 0.99);
@@ -446,5 +449,7 @@ export async function herd(cluster, { url, moves, count, perRoom = 50, processes
     besideRefused: theirs.refused,
     besideFaults: [...theirs.lost, ...theirs.twice],
     besideAway: theirs.away.length,
+    offline: watcher.unheard("user-status-change").filter(({ status }) => status === "offline").length,
+    watched: Math.min(perRoom, count),
   };
 }

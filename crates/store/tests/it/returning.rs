@@ -164,7 +164,8 @@ async fn a_session_has_one_heir_and_stays_its_own() {
         disconnected(app, &socket, Ending::Lost);
         write(app).await.unwrap();
         let session = find().await.unwrap().unwrap();
-        assert!(world.store.take_session(&session, &claim.pid, "another node").await.unwrap());
+        let taken = world.store.take_session(&session, &claim.pid, "another node").await.unwrap();
+        assert_eq!(taken.map(|rooms| rooms.len()), Some(1));
         disconnected(app, &socket, Ending::Lost);
         write(app).await.unwrap();
         assert_eq!(find().await.unwrap().unwrap().lost_at, None);
