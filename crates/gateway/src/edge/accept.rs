@@ -38,6 +38,10 @@ const HEADER_BYTES: usize = 16 * 1024;
 /// After a failed accept (mostly: out of file descriptors).
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Connections that are accepted before others have a turn: where thousands come at once, who is here
+/// does not wait for all of them at every step.
+const ACCEPTED_AT_ONCE: usize = 8;
+
 /// How connections come to a listener.
 pub struct Entrance {
     pub trusted: Networks,
@@ -80,22 +84,25 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, address)) => {
-                tune(&stream, entrance.user_timeout);
-                let ip = address.ip().to_canonical();
-                let (entrance, router, stop) = (entrance.clone(), router.clone(), stop.clone());
-                tasks.spawn(connection(stream, ip, entrance, router, stop));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(PAUSE).await;
+        for _ in 0..ACCEPTED_AT_ONCE {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    tune(&stream, entrance.user_timeout);
+                    let ip = address.ip().to_canonical();
+                    let (entrance, router, stop) = (entrance.clone(), router.clone(), stop.clone());
+                    tasks.spawn(connection(stream, ip, entrance, router, stop));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
+        tokio::task::yield_now().await;
     }
 }
 
