@@ -126,41 +126,48 @@ pub struct Recovered {
     pub rooms: Vec<(RoomId, Offset)>,
 }
 
-/// Looks for the session of a claim, of this user and in this namespace.
-pub async fn find(
+/// The sessions of claims, in their order.
+pub async fn find(app: &App, claims: &[Claim]) -> Result<Vec<Option<Session>>, Refusal> {
+    let sessions = app.store.read().await?.sessions(claims).await?;
+    let may_be_older = |session: &Option<Session>| {
+        session.as_ref().is_none_or(|session| session.node == app.returning.node())
+    };
+    if !sessions.iter().any(may_be_older) {
+        return Ok(sessions);
+    }
+    // What this node knows and has not written is part of it.
+    returning::write(app).await?;
+    app.store.read().await?.sessions(claims).await
+}
+
+/// Whether this user goes on, in this namespace, with what was found by a claim.
+pub fn check(
     app: &App,
     (tenant, user, namespace): (&TenantId, &UserId, &str),
     claim: &Claim,
-) -> Result<Result<Session, Reason>, Refusal> {
-    let Some(window) = app.recovery.window else { return Ok(Err(Reason::Unknown)) };
-    let mut reads = app.store.read().await?;
-    let mut session = reads.session(claim).await?;
-    if session.as_ref().is_none_or(|session| session.node == app.returning.node()) {
-        // What this node knows and has not written is part of it.
-        drop(reads);
-        returning::write(app).await?;
-        reads = app.store.read().await?;
-        session = reads.session(claim).await?;
-    }
+    found: Option<Session>,
+) -> Result<Session, Reason> {
     let is_theirs = |session: &Session| {
         (&session.tenant, &session.user, session.namespace.as_str()) == (tenant, user, namespace)
     };
-    let Some(session) = session.filter(is_theirs) else { return Ok(Err(Reason::Unknown)) };
+    let (Some(window), Some(session)) = (app.recovery.window, found.filter(is_theirs)) else {
+        return Err(Reason::Unknown);
+    };
     if session.lost_at.is_some_and(|lost| lost.after(window) < app.clock.now()) {
-        return Ok(Err(Reason::TooOld));
+        return Err(Reason::TooOld);
     }
     let (after, head) = (after(&session, claim), session.head);
     if after > head {
         // The counter has gone back, or the offset is made up.
-        return Ok(Err(Reason::Unknown));
+        return Err(Reason::Unknown);
     }
     if head.0 - after.0 > MAX_MISSED {
-        return Ok(Err(Reason::TooMuch));
+        return Err(Reason::TooMuch);
     }
     if after < head && !session.is_next_kept {
-        return Ok(Err(Reason::TooMuch));
+        return Err(Reason::TooMuch);
     }
-    Ok(Ok(session))
+    Ok(session)
 }
 
 fn after(session: &Session, claim: &Claim) -> Offset {
@@ -174,7 +181,7 @@ pub async fn take(
     session: Session,
     claim: &Claim,
 ) -> Result<Option<Recovered>, Refusal> {
-    let taken = app.store.take_session(&session, &claim.pid, app.returning.node()).await?;
+    let taken = app.store.take_session(&session, claim, app.returning.node()).await?;
     let Some(rooms) = taken else { return Ok(None) };
     let after = after(&session, claim);
     let Session { tenant, connection, .. } = session;

@@ -20,7 +20,7 @@ use crate::{
     leaderboard,
     ports::{Admission, Clock, Credentials, Ids, Lease, Leases, Reads, Store, Tx},
     presence::Presence,
-    recovery::Session,
+    recovery::{Claim, Session},
 };
 
 /// A database that is away.
@@ -39,7 +39,7 @@ impl Store for Away {
     async fn take_session(
         &self,
         _: &Session,
-        _: &str,
+        _: &Claim,
         _: &str,
     ) -> Result<Option<Vec<(RoomId, Offset)>>, Refusal> {
         Err(Refusal::Unavailable(None))

@@ -140,13 +140,13 @@ impl Node {
                 peers.clone(),
             ),
             peers,
+            coming: Coming::new(&domain),
             domain,
             connections: connections.clone(),
             hub,
             io,
             metrics: metrics.clone(),
             showing: Semaphore::new(ROOMS_AT_ONCE),
-            coming: Coming::default(),
             tasks: TaskTracker::new(),
         });
         socketio::register(&gateway);

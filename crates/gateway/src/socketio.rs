@@ -170,7 +170,7 @@ impl Seat {
         }
         let _turn = match turn {
             Some(turn) => turn,
-            None => gateway.coming.to_enter().await,
+            None => gateway.coming.turn().await,
         };
         // Without its rooms the user could not be shown to anybody: the client comes back.
         let Ok(effects) = session::connected(&gateway.domain, &self.current()).await else {
@@ -510,14 +510,13 @@ async fn recover(
     let Some(claim) = Claim::new(pid, shown("offset")) else {
         return Ok(anew(Some(recovery::Reason::Unknown)));
     };
-    let turn = gateway.coming.to_find().await;
-    let session = match recovery::find(domain, key, &claim).await? {
+    let found = gateway.coming.find(claim.clone()).await?;
+    let session = match recovery::check(domain, key, &claim, found) {
         Ok(session) => session,
         Err(reason) => return Ok(anew(Some(reason))),
     };
-    drop(turn);
     end_older(gateway, key, &session).await;
-    let turn = gateway.coming.to_enter().await;
+    let turn = gateway.coming.turn().await;
     let recovered = recovery::take(domain, session, &claim).await?;
     Ok(recovered.map_or_else(
         || anew(Some(recovery::Reason::Unknown)),

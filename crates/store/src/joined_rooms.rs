@@ -1,5 +1,7 @@
 //! The sockets and their rooms, kept for those who come back.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use carillon_domain::{
     ConnectionId, Offset, Refusal, RoomId, TenantId, Timestamp, UserId,
@@ -41,12 +43,19 @@ static LOSE_SESSIONS: Rows = Rows::list(
     3,
     ")",
 );
-const SESSION: &str =
-    "SELECT tenant_id, user_id, namespace, connection_id, node_id, generation, since, lost_at,
-        COALESCE((SELECT head FROM lanes WHERE lanes.tenant_id = recovery_sessions.tenant_id), 0),
+static SESSIONS: Rows = Rows::new(
+    "SELECT pid, column2 AS heard, tenant_id, user_id, namespace, connection_id, node_id, generation, since,
+        lost_at,
+        COALESCE((SELECT head FROM lanes WHERE lanes.tenant_id = recovery_sessions.tenant_id), 0)
+            AS head,
         EXISTS (SELECT 1 FROM outbox WHERE outbox.tenant_id = recovery_sessions.tenant_id
-            AND position = CASE WHEN since > $2 THEN since ELSE $2 END + 1)
-    FROM recovery_sessions WHERE pid = $1";
+            AND position = CASE WHEN since > column2 THEN since ELSE column2 END + 1)
+            AS is_next_kept
+    FROM (VALUES",
+    0,
+    2,
+    ") claims JOIN recovery_sessions ON pid = column1",
+);
 const TAKE: &str = "UPDATE recovery_sessions
     SET generation = generation + 1, node_id = $3, lost_at = NULL
     WHERE pid = $1 AND generation = $2";
@@ -201,30 +210,23 @@ impl ReturnReads for SqlTx {
         Ok(kept)
     }
 
-    async fn session(&mut self, claim: &Claim) -> Result<Option<Session>, Refusal> {
-        type Row = (String, String, String, String, String, i64, i64, Option<Time>, i64, bool);
-        // A client can say anything; there is one after each of these.
-        let heard = claim.offset.map_or(0, |offset| offset.0.min(i64::MAX - 1));
-        let row: Option<Row> = on!(self.conn().await?, c => sqlx::query_as(SESSION)
-            .bind(&claim.pid).bind(heard).fetch_optional(c).await)
-        .map_err(refusal)?;
-        let Some((tenant, user, namespace, id, node, generation, since, lost_at, head, is_kept)) =
-            row
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Session {
-            tenant: TenantId::new(tenant).map_err(Refusal::internal)?,
-            user: UserId::new(user).map_err(Refusal::internal)?,
-            namespace,
-            connection: ConnectionId::new(id).map_err(Refusal::internal)?,
-            node,
-            generation,
-            since: Offset(since),
-            lost_at: lost_at.map(|Time(at)| at),
-            head: Offset(head),
-            is_next_kept: is_kept,
-        }))
+    async fn sessions(&mut self, claims: &[Claim]) -> Result<Vec<Option<Session>>, Refusal> {
+        let mut found = HashMap::new();
+        for (statement, part) in SESSIONS.parts(self.kind(), claims) {
+            let rows: Vec<SessionRow> = on!(self.conn().await?, c => {
+                let mut query = sqlx::query_as(statement);
+                for claim in part {
+                    query = query.bind(&claim.pid).bind(heard(claim));
+                }
+                query.fetch_all(c).await
+            })
+            .map_err(refusal)?;
+            for row in rows {
+                found.insert((row.pid.clone(), row.heard), row);
+            }
+        }
+        let of = |claim: &Claim| found.get(&(claim.pid.clone(), heard(claim)));
+        claims.iter().map(|claim| of(claim).map(SessionRow::session).transpose()).collect()
     }
 }
 
@@ -292,6 +294,45 @@ impl ReturnWrites for SqlTx {
     }
 }
 
+/// What of a claim is compared. A client can say anything; there is one after each of these.
+fn heard(claim: &Claim) -> i64 {
+    claim.offset.map_or(0, |offset| offset.0.min(i64::MAX - 1))
+}
+
+/// A session, and the claim that found it.
+#[derive(sqlx::FromRow)]
+struct SessionRow {
+    pid: String,
+    heard: i64,
+    tenant_id: String,
+    user_id: String,
+    namespace: String,
+    connection_id: String,
+    node_id: String,
+    generation: i64,
+    since: i64,
+    lost_at: Option<Time>,
+    head: i64,
+    is_next_kept: bool,
+}
+
+impl SessionRow {
+    fn session(&self) -> Result<Session, Refusal> {
+        Ok(Session {
+            tenant: TenantId::new(&*self.tenant_id).map_err(Refusal::internal)?,
+            user: UserId::new(&*self.user_id).map_err(Refusal::internal)?,
+            namespace: self.namespace.clone(),
+            connection: ConnectionId::new(&*self.connection_id).map_err(Refusal::internal)?,
+            node: self.node_id.clone(),
+            generation: self.generation,
+            since: Offset(self.since),
+            lost_at: self.lost_at.as_ref().map(|Time(at)| *at),
+            head: Offset(self.head),
+            is_next_kept: self.is_next_kept,
+        })
+    }
+}
+
 /// They are noted ten times a second: one time will do for all that are noted together.
 fn newest_loss(run: &[Noted]) -> Option<Timestamp> {
     let lost_at = |noted: &Noted| match noted.change {
@@ -306,12 +347,12 @@ impl SqlTx {
     pub(crate) async fn take_session(
         &mut self,
         of: &Session,
-        pid: &str,
+        claim: &Claim,
         node: &str,
     ) -> Result<Option<Vec<(RoomId, Offset)>>, Refusal> {
         let rooms: Vec<(Option<String>, Option<i64>)> = if self.is_sqlite() {
             let taken = on!(self.conn().await?, c => sqlx::query(TAKE)
-                .bind(pid).bind(of.generation).bind(node).execute(c).await
+                .bind(&claim.pid).bind(of.generation).bind(node).execute(c).await
                 .map(|done| done.rows_affected()))
             .map_err(refusal)?;
             if taken == 0 {
@@ -323,21 +364,17 @@ impl SqlTx {
             .map_err(refusal)?
         } else {
             let rows: Vec<_> = on!(self.conn().await?, c => sqlx::query_as(TAKE_AND_ROOMS)
-                .bind(pid).bind(of.generation).bind(node).fetch_all(c).await)
+                .bind(&claim.pid).bind(of.generation).bind(node).fetch_all(c).await)
             .map_err(refusal)?;
             if rows.is_empty() {
                 return Ok(None);
             }
             rows
         };
-        let room =
+        let shown =
             |(room, shown)| Ok((RoomId::new(room).map_err(Refusal::internal)?, Offset(shown)));
-        rooms
-            .into_iter()
-            .filter_map(|(room, shown)| room.zip(shown))
-            .map(room)
-            .collect::<Result<_, _>>()
-            .map(Some)
+        let rooms = rooms.into_iter().filter_map(|(room, shown)| room.zip(shown)).map(shown);
+        rooms.collect::<Result<_, _>>().map(Some)
     }
 
     /// Writes of many sockets what is of one kind, by `(node, tenant, at)` and their connections.

@@ -14,7 +14,7 @@ use carillon_domain::{
     Offset, Refusal, RoomId, TenantId, Timestamp,
     contract::Scope,
     ports::{Reads, Store, Tx},
-    recovery::Session,
+    recovery::{Claim, Session},
 };
 use sqlx::{
     Connection as _, Postgres, Sqlite,
@@ -280,16 +280,16 @@ impl Store for SqlStore {
 
     async fn take_session(
         &self,
-        of: &Session,
-        pid: &str,
+        session: &Session,
+        claim: &Claim,
         node: &str,
     ) -> Result<Option<Vec<(RoomId, Offset)>>, Refusal> {
         if let Backend::Postgres { .. } = self.backend {
             // One statement is a transaction of its own.
-            return self.reader().await?.take_session(of, pid, node).await;
+            return self.reader().await?.take_session(session, claim, node).await;
         }
-        let mut tx = self.transaction(&of.tenant, Scope::Rows).await?;
-        let taken = tx.take_session(of, pid, node).await?;
+        let mut tx = self.transaction(&session.tenant, Scope::Rows).await?;
+        let taken = tx.take_session(session, claim, node).await?;
         Tx::commit(Box::new(tx)).await?;
         Ok(taken)
     }

@@ -32,7 +32,7 @@ use crate::{
     dispatch::{App, Caller, Emit},
     identity::{Account, Claims, TokenRule, User},
     ids::{MessageId, Offset, RoomId, Seq, TenantId, Timestamp, UserId},
-    recovery::Session,
+    recovery::{Claim, Session},
     refusal::Refusal,
 };
 
@@ -78,7 +78,7 @@ pub trait Store: Leases {
     async fn take_session(
         &self,
         session: &Session,
-        pid: &str,
+        claim: &Claim,
         node: &str,
     ) -> Result<Option<Vec<(RoomId, Offset)>>>;
 }

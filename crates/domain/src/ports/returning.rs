@@ -20,8 +20,8 @@ pub trait ReturnReads: Send {
         namespace: &str,
         now: Timestamp,
     ) -> Result<Kept>;
-    /// The session that a client claims.
-    async fn session(&mut self, claim: &Claim) -> Result<Option<Session>>;
+    /// The sessions that clients claim, in the order of the claims.
+    async fn sessions(&mut self, claims: &[Claim]) -> Result<Vec<Option<Session>>>;
 }
 
 #[async_trait]

@@ -13,7 +13,7 @@ use carillon_domain::{
     dispatch::{Effect, Joined},
     ports::Store as _,
     presence::RETURN_WINDOW,
-    recovery::{self, Claim, Reason},
+    recovery::{self, Claim, Reason, Session},
     session::{Ending, disconnected, settled},
 };
 
@@ -143,41 +143,84 @@ async fn a_session_has_one_heir_and_stays_its_own() {
         world.ask(&socket, &LeaveRoom { room_id: room("biology") }).await.unwrap();
         disconnected(app, &socket, Ending::Lost);
         let claim = Claim::new("secret", None).unwrap();
-        let find = || recovery::find(app, (&t, &ana, "/"), &claim);
+        let find_by = async |claim: &Claim, namespace| {
+            let found = recovery::find(app, std::slice::from_ref(claim)).await.unwrap().remove(0);
+            recovery::check(app, (&t, &ana, namespace), claim, found)
+        };
+        let find = async || find_by(&claim, "/").await.unwrap();
+        let take = async |session: Session| recovery::take(app, session, &claim).await.unwrap();
 
-        let session = find().await.unwrap().unwrap();
+        let session = find().await;
         assert_eq!((&session.node, session.generation), (&here, 0));
         assert!(session.lost_at.is_some(), "what was only noted counts");
-        let elsewhere = recovery::find(app, (&t, &ana, "/chat"), &claim).await.unwrap();
-        assert_eq!(elsewhere.unwrap_err(), Reason::Unknown);
+        assert_eq!(find_by(&claim, "/chat").await.unwrap_err(), Reason::Unknown);
         for made_up in [i64::MAX, i64::MAX - 1, 1_000_000] {
             let claim = Claim::new("secret", Some(&made_up.to_string())).unwrap();
-            let found = recovery::find(app, (&t, &ana, "/"), &claim).await.unwrap();
+            let found = find_by(&claim, "/").await;
             assert_eq!(found.unwrap_err(), Reason::Unknown, "{made_up}");
         }
         let second = session.clone();
-        let heir = recovery::take(app, session, &claim).await.unwrap().unwrap();
+        let heir = take(session).await.unwrap();
         assert_eq!((heir.connection, heir.rooms.len()), (socket.connection.clone(), 1));
-        assert!(recovery::take(app, second, &claim).await.unwrap().is_none(), "somebody has");
+        assert!(take(second).await.is_none(), "somebody has");
 
         // Another node has taken it and lost it: what this one says late changes nothing.
         disconnected(app, &socket, Ending::Lost);
         write(app).await.unwrap();
-        let session = find().await.unwrap().unwrap();
-        let taken = world.store.take_session(&session, &claim.pid, "another node").await.unwrap();
-        assert_eq!(taken.map(|rooms| rooms.len()), Some(1));
+        let session = find().await;
+        let rooms = world.store.take_session(&session, &claim, "another node").await.unwrap();
+        assert_eq!(rooms.unwrap().len(), 1);
         disconnected(app, &socket, Ending::Lost);
         write(app).await.unwrap();
-        assert_eq!(find().await.unwrap().unwrap().lost_at, None);
+        assert_eq!(find().await.lost_at, None);
 
         // It comes back here before this node has written that an older socket of it was lost.
         disconnected(app, &socket, Ending::Lost);
-        let session = find().await.unwrap().unwrap();
-        recovery::take(app, session, &claim).await.unwrap().unwrap();
+        let session = find().await;
+        take(session).await.unwrap();
         write(app).await.unwrap();
-        assert_eq!(find().await.unwrap().unwrap().lost_at, None);
+        assert_eq!(find().await.lost_at, None);
         assert!(returns(&world, &self::socket("page")).await.is_empty(), "its rooms are its own");
         disconnected(app, &socket, Ending::Lost);
-        assert!(find().await.unwrap().unwrap().lost_at.is_some());
+        assert!(find().await.lost_at.is_some());
+    }
+}
+
+#[tokio::test]
+async fn many_are_found_together() {
+    for world in World::each().await {
+        world.provision(&["ana", "ben"]).await;
+        let app = &world.app;
+        // More than one statement takes, and the last without a room.
+        let names: Vec<String> = (0..35).map(|at| format!("socket-{at}")).collect();
+        let claim = |name: &String| Claim::new(name, None).unwrap();
+        for name in &names {
+            let socket = socket(name);
+            let came = Change::Came {
+                user: socket.user.clone(),
+                namespace: "/",
+                pid: recovery::digest(name),
+                since: Offset(0),
+            };
+            app.returning.note(&socket, came);
+            if name != "socket-34" {
+                join(&world, &socket, &["algebra"]).await;
+            }
+            disconnected(app, &socket, Ending::Lost);
+        }
+        let mut claims: Vec<Claim> = names.iter().map(claim).collect();
+        claims.push(claim(&"nobody's".to_owned()));
+        // One claims it twice, having heard more the second time.
+        claims.push(Claim::new("socket-0", Some("1")).unwrap());
+        let found = recovery::find(app, &claims).await.unwrap();
+        let connection = |at: usize| found[at].as_ref().unwrap().connection.as_str().to_owned();
+        assert_eq!((0..35).map(connection).collect::<Vec<_>>(), names);
+        assert!(found[35].is_none());
+        assert_eq!(connection(36), "socket-0");
+        for (at, rooms) in [(0, 1), (34, 0)] {
+            let session = found[at].clone().unwrap();
+            let heir = recovery::take(app, session, &claims[at]).await.unwrap().unwrap();
+            assert_eq!(heir.rooms.len(), rooms);
+        }
     }
 }
