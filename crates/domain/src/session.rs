@@ -121,9 +121,12 @@ pub async fn settled(app: &App, caller: &Caller) -> (Vec<Effect>, Result<(), Ref
     if exam::Exams::PATHS.contains(&path) {
         result = result.and(exam::join_exam::restore(app, caller, kept.exams, &mut effects).await);
     }
-    match notification::deliver_stored(app, caller, kept.has_undelivered).await {
-        Ok(kept) => effects.extend(kept),
-        Err(refusal) => result = result.and(Err(refusal)),
+    // Nor is one that hears nothing of notifications brought any.
+    if notification::Notifications::PATHS.contains(&path) {
+        match notification::deliver_stored(app, caller, kept.has_undelivered).await {
+            Ok(kept) => effects.extend(kept),
+            Err(refusal) => result = result.and(Err(refusal)),
+        }
     }
     (effects, result)
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use carillon_domain::{
-    App, Caller, Code, Cx, Effect, Timestamp, UserId,
+    App, Caller, Code, ConnectionId, Cx, Effect, Timestamp, UserId,
     chat::{join_room::JoinRoom, send_message::SendMessage},
     contract::{Command as _, Scope},
     identity::Role,
@@ -168,6 +168,25 @@ async fn what_is_stored_while_its_user_comes_is_neither_lost_nor_doubled() {
                 []
             );
         }
+    }
+}
+
+/// A row is brought once: to a socket that cannot carry it, it would be lost.
+#[tokio::test]
+async fn a_page_that_hears_nothing_of_notifications_is_brought_none() {
+    for world in World::each().await {
+        world.provision(&["ana", "mentor"]).await;
+        let (missed, _) = send(&world, &mentor(), &to("ana")).await;
+        let exam = Caller { namespace: "/exam", ..caller("t", "ana") };
+        session::connected(&world.app, &exam).await.unwrap();
+        assert_eq!(pushed(&settled(&world.app, &exam).await), []);
+        let (meanwhile, effects) = send(&world, &mentor(), &to("ana")).await;
+        assert_eq!(pushed(&effects), []);
+        let page = Caller { connection: ConnectionId::new("page").unwrap(), ..caller("t", "ana") };
+        session::connected(&world.app, &page).await.unwrap();
+        let brought = pushed(&settled(&world.app, &page).await);
+        let ids: Vec<_> = brought.into_iter().map(|(id, _)| id).collect();
+        assert_eq!(ids, [missed, meanwhile]);
     }
 }
 
