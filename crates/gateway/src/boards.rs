@@ -256,7 +256,8 @@ impl Boards {
         let (period, specialty) = (board.period, None);
         let updated = LeaderboardUpdated { period, specialty, entries, timestamp: now };
         fanout.deliver_system(tenant, Effect::Emit(Emit::new(to, &updated)?));
-        self.show_again(tenant);
+        // Who looks at a list of a specialty has just been shown this one, on every node.
+        fanout.deliver_system(tenant, Effect::ShowBoards);
         Ok(())
     }
 }

@@ -393,13 +393,16 @@ async fn run(
 #[derive(serde::Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// The name and the one payload: no argument counts as `null`.
+/// The name and the one payload: no argument counts as `null`, and so does one that is `undefined`
+/// at the client, where a callback might have been: further ones of that kind are none.
 pub fn parse(text: &str) -> Result<(Cow<'_, str>, Result<&RawValue, Refusal>), serde_json::Error> {
     let parts: Vec<&RawValue> = serde_json::from_str(text)?;
     let name = parts.first().map_or("\"\"", |name| name.get());
     let payload = match parts.get(1..) {
         None | Some([]) => Ok(serde_json::from_str("null")?),
-        Some([payload]) => Ok(*payload),
+        Some([payload, others @ ..]) if others.iter().all(|other| other.get() == "null") => {
+            Ok(*payload)
+        }
         Some(_) => Err(Refusal::Invalid("at most one argument".into())),
     };
     Ok((serde_json::from_str::<Name<'_>>(name)?.0, payload))
@@ -509,6 +512,7 @@ mod tests {
         let (name, payload) = parse(r#"["join-room",{"roomId":"a"}]"#).unwrap();
         assert_eq!((&*name, payload.unwrap().get()), ("join-room", r#"{"roomId":"a"}"#));
         assert_eq!(parse(r#"["heartbeat"]"#).unwrap().1.unwrap().get(), "null");
+        assert_eq!(parse(r#"["a",1,null]"#).unwrap().1.unwrap().get(), "1");
         assert!(parse(r#"["a",1,2]"#).unwrap().1.is_err());
         assert!(parse("[1]").is_err());
     }
