@@ -115,6 +115,8 @@ const SAVE_PROGRESS: &str = "UPDATE exam_sessions SET
     WHERE tenant_id = $1 AND id = $2";
 const RUNNING_OF: &str = "SELECT exam_id FROM exam_sessions
     WHERE tenant_id = $1 AND user_id = $2 AND status <> 'COMPLETED' AND left_at IS NULL";
+const HAS_BEGUN: &str = "SELECT EXISTS (SELECT 1 FROM exam_sessions
+    WHERE tenant_id = $1 AND exam_id = $2 AND user_id = $3 AND status <> 'COMPLETED')";
 const DUE: &str = "SELECT tenant_id, id FROM exam_sessions
     WHERE status = 'IN_PROGRESS' AND set_aside_at IS NULL AND deadline_at < $1
     ORDER BY deadline_at LIMIT $2";
@@ -558,6 +560,17 @@ impl ExamReads for SqlTx {
             .bind(user.map(UserId::as_str)).fetch_all(c).await)
         .map_err(refusal)?;
         rows.into_iter().map(AttemptRow::attempt).collect()
+    }
+
+    async fn has_begun(
+        &mut self,
+        tenant: &TenantId,
+        exam: &ExamId,
+        user: &UserId,
+    ) -> Result<bool, Refusal> {
+        on!(self.conn().await?, c => sqlx::query_scalar(HAS_BEGUN)
+            .bind(tenant.as_str()).bind(exam.as_str()).bind(user.as_str()).fetch_one(c).await)
+        .map_err(refusal)
     }
 
     async fn running_exams_of(

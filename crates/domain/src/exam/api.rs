@@ -434,25 +434,17 @@ impl Operation for RegradeExam {
         }
         let tx = cx.tx().await?;
         let exam = tx.exam(tenant, &self.id).await?.ok_or(Refusal::NotFound)?;
-        let paper = app.exams.paper(tx, tenant, &exam.id, exam.paper_version).await?;
-        let mut by_user: BTreeMap<UserId, Vec<(QuestionId, Option<Points>)>> = BTreeMap::new();
+        let newest = app.exams.paper(tx, tenant, &exam.id, exam.paper_version).await?;
+        let mut by_user: BTreeMap<UserId, Vec<(usize, Award)>> = BTreeMap::new();
         for (place, award) in awards.into_iter().enumerate() {
-            let question = paper.questions.iter().find(|of| of.id == award.question_id);
-            let most = question.map(|question| question.points).ok_or_else(|| {
-                Refusal::UnknownQuestion(format!("awards[{place}].questionId").into())
-            })?;
-            if award.points.is_some_and(|points| points < Points(0) || points > most) {
-                let fault = format!("awards[{place}].points: 0 to the points of the question");
-                return Err(Refusal::Invalid(fault.into()));
-            }
-            by_user.entry(award.user_id).or_default().push((award.question_id, award.points));
+            by_user.entry(award.user_id.clone()).or_default().push((place, award));
         }
         // Without a list of users, those who are awarded something; without awards, everybody.
         let users = self
             .user_ids
             .or_else(|| (!by_user.is_empty()).then(|| by_user.keys().cloned().collect::<Vec<_>>()));
         for (user, given) in &by_user {
-            award(cx, &exam.id, user, given).await?;
+            give(cx, &exam.id, &newest, user, given).await?;
         }
         let tx = cx.tx().await?;
         let mut results = 0;
@@ -471,13 +463,14 @@ impl Operation for RegradeExam {
 }
 
 /// Points count for the user's newest result.
-async fn award(
+async fn give(
     cx: &mut Cx<'_>,
     exam: &ExamId,
+    newest_paper: &Paper,
     user: &UserId,
-    given: &[(QuestionId, Option<Points>)],
+    given: &[(usize, Award)],
 ) -> Result<(), Refusal> {
-    let tenant = &cx.caller.tenant;
+    let (app, tenant) = (cx.app, &cx.caller.tenant);
     let tx = cx.tx().await?;
     let mut results = Vec::new();
     loop {
@@ -490,11 +483,22 @@ async fn award(
     }
     let newest = results.into_iter().max_by_key(|result| result.attempt_number);
     let newest = newest.ok_or(Refusal::NotFound)?;
+    // As they will be marked: a question that is in no newer paper was answered all the same.
+    let attempt = tx.attempt(tenant, &newest.attempt).await?.ok_or(Refusal::NotFound)?;
+    let own = app.exams.paper(tx, tenant, exam, attempt.paper_version).await?;
+    let paper = own.with_keys_of(newest_paper);
     let mut awards: Awards = newest.awards;
-    for (question, points) in given {
+    for (place, Award { question_id, points, .. }) in given {
+        let most = paper.find(question_id).map(|question| question.points).ok_or_else(|| {
+            Refusal::UnknownQuestion(format!("awards[{place}].questionId").into())
+        })?;
         match points {
-            Some(points) => awards.insert(question.clone(), *points),
-            None => awards.remove(question),
+            Some(points) if *points < Points(0) || *points > most => {
+                let fault = format!("awards[{place}].points: 0 to the points of the question");
+                return Err(Refusal::Invalid(fault.into()));
+            }
+            Some(points) => awards.insert(question_id.clone(), *points),
+            None => awards.remove(question_id),
         };
     }
     tx.save_awards(tenant, &newest.id, &awards).await

@@ -260,8 +260,8 @@ pub(super) fn joined(
     }
 }
 
-/// Puts a socket that came back by itself into the running exams its user was cut off from: the
-/// shipped frontend joins once, when its page is opened.
+/// Puts a socket that came back by itself into the exams its user was cut off from, sitting or looking
+/// on: the shipped frontend joins once, when its page is opened.
 pub async fn restore(
     app: &App,
     caller: &Caller,
@@ -309,14 +309,20 @@ async fn bring_back(
     now: Timestamp,
 ) -> Result<Vec<Effect>, Refusal> {
     let mut cx = Cx::new(app, caller, Scope::Rows, now);
-    let (exam, _) = match exam_for(cx.tx().await?, caller, exam).await {
+    let (exam, part) = match exam_for(cx.tx().await?, caller, exam).await {
         Err(Refusal::NotFound) => return Ok(Vec::new()),
         found => found?,
     };
     let newest = cx.tx().await?.lock_newest_attempt(&caller.tenant, &exam.id, &caller.user);
-    let runs =
-        |attempt: &Attempt| attempt.status != AttemptStatus::Completed && attempt.left_at.is_none();
-    let Some(attempt) = newest.await?.filter(runs) else { return Ok(Vec::new()) };
-    show(&mut cx, &exam, Some(&attempt), Coming::Brought).await?;
+    let newest = newest.await?;
+    let is_in_it = match &newest {
+        Some(attempt) => attempt.status != AttemptStatus::Completed && attempt.left_at.is_none(),
+        // They look on.
+        None => part.is_staff,
+    };
+    if !is_in_it {
+        return Ok(Vec::new());
+    }
+    show(&mut cx, &exam, newest.as_ref(), Coming::Brought).await?;
     cx.commit().await
 }

@@ -172,6 +172,32 @@ impl Question {
         }
     }
 
+    /// This question with the key, and the points, of a later version of it: an answer is an index of
+    /// an option as it was shown. `None` where that is no version of it: of another kind, or with
+    /// something right that was no option.
+    fn with_key_of(&self, later: &Self) -> Option<Self> {
+        let key = match (&self.key, &later.key) {
+            (Key::SingleChoice { options: own, .. }, Key::SingleChoice { options, correct }) => {
+                Key::SingleChoice {
+                    options: own.clone(),
+                    correct: place_of(own, options, *correct)?,
+                }
+            }
+            (
+                Key::MultipleChoice { options: own, .. },
+                Key::MultipleChoice { options, correct, scoring },
+            ) => {
+                let correct = correct.iter().map(|&correct| place_of(own, options, correct));
+                let mut correct = correct.collect::<Option<Vec<_>>>()?;
+                correct.sort_unstable();
+                Key::MultipleChoice { options: own.clone(), correct, scoring: *scoring }
+            }
+            _ if self.kind() == later.kind() => later.key.clone(),
+            _ => return None,
+        };
+        Some(Self { id: self.id.clone(), text: self.text.clone(), points: later.points, key })
+    }
+
     fn written(&self) -> QuestionInput {
         let mut input = QuestionInput {
             id: Some(self.id.clone()),
@@ -322,14 +348,19 @@ impl Paper {
         })
     }
 
-    /// These questions with the keys, and the points, that another version has for them.
+    /// These questions with the keys, and the points, that a later version has for them.
     #[must_use]
-    pub fn with_keys_of(&self, other: &Self) -> Self {
+    pub fn with_keys_of(&self, later: &Self) -> Self {
         let questions = self.questions.iter().map(|question| {
-            let same = |of: &&Question| of.id == question.id && of.kind() == question.kind();
-            other.questions.iter().find(same).unwrap_or(question).clone()
+            let same = later.questions.iter().find(|of| of.id == question.id);
+            same.and_then(|same| question.with_key_of(same)).unwrap_or_else(|| question.clone())
         });
         Self { questions: questions.collect() }
+    }
+
+    /// The question of that id.
+    pub fn find(&self, id: &QuestionId) -> Option<&Question> {
+        self.questions.iter().find(|question| question.id == *id)
     }
 
     /// The most anybody can earn.
@@ -447,6 +478,17 @@ fn question(place: usize, input: &QuestionInput) -> Result<Question, Refusal> {
     Ok(Question { id, text: text("text", &input.text)?, points, key })
 }
 
+/// Where an option of a later version was shown: by its text, or at its place where only the text has
+/// been mended.
+fn place_of(own: &[String], later: &[String], place: usize) -> Option<usize> {
+    let text = later.get(place)?;
+    if own.get(place) == Some(text) {
+        return Some(place);
+    }
+    let is_mended = || own.get(place).is_some_and(|text| !later.contains(text));
+    own.iter().position(|option| option == text).or_else(|| is_mended().then_some(place))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -494,6 +536,32 @@ mod tests {
         for secret in ["31415", "92653", "chlorophyll", "correct", "accepted", "tolerance"] {
             assert!(!shown.contains(secret), "{secret} in {shown}");
         }
+    }
+
+    #[test]
+    fn a_later_key_is_applied_to_the_options_as_they_were_shown() {
+        let paper = |options: [&str; 3], one: usize, several: [usize; 2], kind: &str| {
+            let questions = json!([
+                { "id": "one", "kind": "single_choice", "text": "?", "options": options, "correct": one },
+                { "id": "some", "kind": kind, "text": "?", "options": options, "correct": several },
+            ]);
+            Paper::new(&inputs(questions)).unwrap()
+        };
+        let own = paper(["a", "b", "c"], 0, [0, 1], "multiple_choice");
+        let right = |later: &Paper| {
+            let paper = own.with_keys_of(later);
+            let correct = |key: &Key| match key {
+                Key::SingleChoice { correct, .. } => vec![*correct],
+                Key::MultipleChoice { correct, .. } => correct.clone(),
+                _ => Vec::new(),
+            };
+            [0, 1].map(|place: usize| correct(&paper.questions[place].key))
+        };
+        let of = |options, one, several| right(&paper(options, one, several, "multiple_choice"));
+        assert_eq!(of(["a", "b", "c"], 2, [1, 2]), [vec![2], vec![1, 2]], "another key");
+        assert_eq!(of(["c", "a", "b"], 0, [1, 0]), [vec![2], vec![0, 2]], "another order");
+        assert_eq!(of(["a", "b", "C"], 2, [0, 2]), [vec![2], vec![0, 2]], "a mended text");
+        assert_eq!(of(["b", "c", "d"], 2, [1, 2]), [vec![0], vec![0, 1]], "no option of it");
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub trait ExamReads: Send {
         limit: u32,
     ) -> Result<Vec<Attempt>>;
     /// Exams the user sits just now and has not left.
+    /// Whether the user has an attempt at it that is not final, in it or not.
+    async fn has_begun(&mut self, tenant: &TenantId, exam: &ExamId, user: &UserId) -> Result<bool>;
     async fn running_exams_of(&mut self, tenant: &TenantId, user: &UserId) -> Result<Vec<ExamId>>;
     /// The stored answers of an attempt, by place.
     /// Of each attempt that has any, in the order of the paper.

@@ -31,7 +31,7 @@ pub(super) async fn finish_attempts(gateway: &Gateway, held: &Held) {
         ticks.tick().await;
         while let Some(lease) = held.lease() {
             let result = finish_some(gateway, lease).await;
-            let may_be_more = result.as_ref().is_ok_and(|found| *found == AT_ONCE as usize);
+            let may_be_more = result.as_ref().is_ok_and(|found| *found >= AT_ONCE as usize);
             was_away = report("the watch over deadlines", result.map(|_| ()), was_away);
             if !may_be_more {
                 break;

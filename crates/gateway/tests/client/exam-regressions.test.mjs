@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
-import { DATABASES, POSTGRES, SECRET, binary, pause, refused, silent, story } from "./harness.mjs";
+import { cutsOff } from "./cluster.mjs";
+import { DATABASES, POSTGRES, SECRET, binary, eventually, pause, refused, silent, story } from "./harness.mjs";
 
 const question = (n, changes = {}) => ({
   id: `q${n}`,
@@ -214,6 +215,46 @@ story("who is taken off the list while sitting an exam finishes it, also after a
   assert.equal((await reloaded.asks("exam-complete", EXAM)).ok, true);
   const again = await world.person("ana");
   refused(await again.asks("join-exam", EXAM), "NOT_FOUND", "Exam not found");
+});
+
+story("who left the page of an exam and is then taken off the list comes back to it", {}, async (world) => {
+  await provide(world, { participants: ["ana"] });
+  const ana = await world.person("ana");
+  const { session } = await joins(ana);
+  await ana.asks("leave-exam", EXAM);
+  await provide(world, { participants: ["ben"] });
+  assert.equal((await joins(ana)).session.id, session.id);
+});
+
+story("what was answered to a question that is in no newer paper can be marked", {}, async (world) => {
+  const essay = (id, points) => ({ questions: [{ id, kind: "essay", text: "Why?", points }] });
+  await provide(world, essay("old", 4));
+  const ana = await world.person("ana");
+  await joins(ana);
+  await ana.asks("exam-answer", { ...EXAM, questionIndex: 0, answer: "Because." });
+  await ana.asks("exam-complete", EXAM);
+  await provide(world, essay("new", 2));
+  const award = (questionId, points) =>
+    world.api("POST", "/v1/exams/anatomy/regrade", { awards: [{ userId: "ana", questionId, points }] });
+  assert.equal((await award("new", 1)).body.code, "UNKNOWN_QUESTION", "it was not asked of her");
+  assert.equal((await award("old", 5)).status, 400, "more than it is worth");
+  assert.equal((await award("old", 3)).body.results, 1);
+  await eventually("it is marked", async () => {
+    const { body } = await world.api("GET", "/v1/exams/anatomy/results?user=ana");
+    return body.items[0].pendingReview === false && body.items[0].points === 3;
+  });
+});
+
+story("staff who look on go on looking when their link breaks", {}, async (world) => {
+  await provide(world, { staff: ["mia"] });
+  const back = { reconnection: true, reconnectionDelay: 50, reconnectionDelayMax: 100 };
+  const mia = await world.person("mia", { claims: { role: "MENTOR" }, ...back });
+  await joins(mia);
+  mia.forget();
+  await cutsOff(mia);
+  assert.equal((await mia.hears("exam-joined")).session, null);
+  await joins(await world.person("ana"));
+  assert.equal((await mia.hears("participant-joined-exam")).userId, "ana");
 });
 
 story("results that waited are out when their exam shows results at once", {}, async (world) => {
