@@ -1,5 +1,7 @@
 //! `exam-control`: what staff may do to running attempts. Of one student, of several, or of all.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -133,12 +135,21 @@ impl ExamControl {
             exam.updated_at = now;
             cx.tx().await?.save_exam(tenant, &exam).await?;
         }
-        let running = cx.tx().await?.lock_running_attempts(tenant, &exam.id).await?;
-        let is_meant = |attempt: &Attempt| {
-            self.user_ids.as_ref().is_none_or(|users| users.contains(&attempt.user))
+        let tx = cx.tx().await?;
+        let running = match &self.user_ids {
+            None => tx.lock_running_attempts(tenant, &exam.id).await?,
+            Some(users) => {
+                // Those who are not meant go on saving answers meanwhile.
+                let mut running = Vec::new();
+                for user in users.iter().collect::<BTreeSet<_>>() {
+                    let newest = tx.lock_newest_attempt(tenant, &exam.id, user).await?;
+                    running.extend(newest.filter(|of| of.status != AttemptStatus::Completed));
+                }
+                running
+            }
         };
         let mut affected = 0;
-        for attempt in running.into_iter().filter(is_meant) {
+        for attempt in running {
             affected += usize::from(self.apply(cx, &exam, attempt).await?);
         }
         let details = serde_json::json!({
