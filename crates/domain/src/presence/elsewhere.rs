@@ -564,11 +564,12 @@ mod tests {
         comes(&a, &ana, &[room("algebra")]);
         tell(&a, &b);
         assert!(!b.presence.expect(&ana.tenant, &stranger.user, START), "nobody knows her");
-        // One socket ends while two more are waiting, on this node or another.
-        assert!(a.presence.expect(&ana.tenant, &ana.user, START));
-        assert!(b.presence.expect(&ana.tenant, &ana.user, START));
-        a.presence.disconnected(&ana, START);
+        // One socket ends while others wait, on this node and then on another.
         let (given_up, over) = (START.after(GRACE * 2), START.after(GRACE * 3));
+        assert!(a.presence.expect(&ana.tenant, &ana.user, START));
+        a.presence.disconnected(&ana, START);
+        assert!(a.presence.expire(given_up).is_empty());
+        assert!(b.presence.expect(&ana.tenant, &ana.user, START));
         a.presence.stop_expecting(&ana.tenant, &ana.user, START);
         tell(&a, &b);
         tell(&b, &a);
