@@ -36,7 +36,7 @@ const REST: Duration = Duration::from_millis(100);
 /// The lines, in the order in which they are passed.
 pub struct Coming {
     finding: Line<Claim, Option<Session>>,
-    entering: Arc<Semaphore>,
+    entering: Turns,
 }
 
 impl Coming {
@@ -47,7 +47,7 @@ impl Coming {
             let domain = domain.clone();
             async move { recovery::find(&domain, &claims).await }
         };
-        Self { finding: Line::new(find), entering: Arc::new(Semaphore::new(AT_ONCE)) }
+        Self { finding: Line::new(find), entering: Turns::default() }
     }
 
     /// What a socket may go on from.
@@ -57,8 +57,23 @@ impl Coming {
 
     /// Waits for a turn to go on from that, and to be shown to the others.
     pub async fn turn(&self) -> Turn {
+        self.entering.next().await
+    }
+}
+
+/// As many as may enter at a time.
+struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
+
+impl Turns {
+    async fn next(&self) -> Turn {
         // Nobody closes it.
-        let place = self.entering.clone().acquire_owned().await.ok();
+        let place = self.0.clone().acquire_owned().await.ok();
         Turn { place, since: Instant::now() }
     }
 }
@@ -145,19 +160,21 @@ mod tests {
 
     #[tokio::test]
     async fn few_ask_at_a_time_and_rest_as_long_as_they_asked() {
-        let entering = Arc::new(Semaphore::new(1));
-        let turn = async || Turn {
-            place: entering.clone().acquire_owned().await.ok(),
-            since: Instant::now(),
-        };
-        drop(turn().await);
-        assert_eq!(entering.available_permits(), 1, "it was quick");
+        let entering = Turns::default();
+        let mut turns = Vec::new();
+        for _ in 0..AT_ONCE {
+            turns.push(entering.next().await);
+        }
+        assert_eq!(entering.0.available_permits(), 0);
+        drop(turns.pop());
+        assert_eq!(entering.0.available_permits(), 1, "it was quick");
+        turns.push(entering.next().await);
         let took = Duration::from_millis(50);
-        let mut slow = turn().await;
+        let mut slow = turns.pop().unwrap();
         slow.since = Instant::now().checked_sub(took).unwrap();
         let ended = Instant::now();
         drop(slow);
-        let _next = turn().await;
+        let _next = entering.next().await;
         assert!(ended.elapsed() >= took);
     }
 
