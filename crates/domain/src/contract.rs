@@ -262,6 +262,9 @@ pub enum Scope {
     Snapshot,
     /// Rows of its own, no durable event.
     Rows,
+    /// What somebody adds to their running attempt: answers, journal, progress. It waits for nobody;
+    /// where the attempt has changed meanwhile the commit is refused as `Outdated`.
+    Sitting,
     /// Durable events: takes its turn in the tenant's lane.
     Lane,
 }
@@ -317,6 +320,10 @@ impl Policy {
     #[must_use]
     pub const fn rows_only(self) -> Self {
         Self { scope: Scope::Rows, ..self }
+    }
+    #[must_use]
+    pub const fn sitting(self) -> Self {
+        Self { scope: Scope::Sitting, ..self }
     }
     #[must_use]
     pub const fn ephemeral(self) -> Self {

@@ -73,9 +73,9 @@ pub enum Refusal {
     /// The credential is good, and somebody else's: whoever shows it is not who came.
     #[error("the credential is another user's")]
     OtherUser,
-    /// The caller's rights changed while the command ran: nothing was kept, and the same command
-    /// is judged anew.
-    #[error("the caller's rights have changed")]
+    /// What the command was judged by changed while it ran, the caller's rights or their attempt:
+    /// nothing was kept, and the same command is judged anew.
+    #[error("what it was judged by has changed")]
     Outdated,
     #[error("{0}")]
     TooLarge(Cow<'static, str>),

@@ -246,7 +246,7 @@ impl Batch {
         if let Some(head) = self.known.heads.get(tenant) {
             return Ok(*head);
         }
-        let head = outbox::head(&mut self.held, tenant).await?.0;
+        let head = outbox::head(self.held.statement(), tenant).await?.0;
         self.known.heads.insert(tenant.clone(), head);
         Ok(head)
     }

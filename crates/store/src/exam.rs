@@ -386,10 +386,10 @@ fn pairs<T>(
 
 impl SqlTx {
     /// A statement that locks what it reads: on `PostgreSQL` it says so, on `SQLite` a transaction
-    /// that writes is alone anyway.
+    /// that writes is alone anyway. A sitting locks nothing.
     fn locking(&mut self, statement: &'static str) -> sqlx::AssertSqlSafe<String> {
-        let is_postgres = !self.is_sqlite();
-        sqlx::AssertSqlSafe(if is_postgres {
+        let locks = !self.is_sqlite() && !matches!(self, Self::Sitting(_));
+        sqlx::AssertSqlSafe(if locks {
             format!("{statement} FOR UPDATE")
         } else {
             statement.to_owned()
@@ -397,16 +397,17 @@ impl SqlTx {
     }
 
     /// What waits of running attempts, where it may: `SQLite` has one writer, so nobody else can
-    /// have changed them meanwhile.
+    /// have changed them meanwhile, and a sitting looks when it is written.
     fn sittings(&mut self) -> Option<&mut Sittings> {
         let is_sqlite = self.is_sqlite();
         match self {
             Self::Loan(loan) => is_sqlite.then(|| loan.batch().sittings()),
+            Self::Sitting(sitting) => Some(&mut sitting.added),
             Self::Held(_) => None,
         }
     }
 
-    /// As [`ExamWrites::put_answer`], written with the batch.
+    /// As [`ExamWrites::put_answer`], written with the batch or the sitting.
     async fn put_later(
         &mut self,
         tenant: &TenantId,
@@ -815,6 +816,9 @@ impl ExamWrites for SqlTx {
         let mut attempt = row.map(AttemptRow::attempt).transpose()?;
         if let (Some(sittings), Some(attempt)) = (self.sittings(), &mut attempt) {
             sittings.bring_up_to_date(tenant, attempt);
+        }
+        if let (Self::Sitting(sitting), Some(attempt)) = (self, &attempt) {
+            sitting.has_read(attempt);
         }
         Ok(attempt)
     }

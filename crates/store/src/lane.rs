@@ -27,7 +27,7 @@ const MAX_BATCH: usize = 64;
 /// nodes for the tenant's row, two seconds at most.
 const LONG: Duration = Duration::from_millis(50);
 /// Commands waiting for their turn; more are refused.
-const MAX_WAITING: usize = 4_096;
+pub(crate) const MAX_WAITING: usize = 4_096;
 
 /// Where a lane's commands queue.
 #[derive(Clone)]

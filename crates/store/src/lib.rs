@@ -1,7 +1,8 @@
 //! The database, behind the ports of the domain: SQLite by default, PostgreSQL in production.
 //!
 //! One SQL text serves both where they agree. On SQLite every write passes one batching writer;
-//! on PostgreSQL each tenant has a lane, and commands without durable events a transaction each.
+//! on PostgreSQL each tenant has a lane, answers are written by one statement with those of others,
+//! and other commands without durable events have a transaction each.
 
 mod api;
 mod batch;
@@ -23,6 +24,7 @@ mod sitting;
 mod stay;
 mod study_group;
 mod time;
+mod together;
 mod tx;
 mod user;
 

@@ -30,6 +30,7 @@ use crate::{
     lane::{Lane, Source},
     stay::Stay,
     time::Time,
+    together::Line,
     tx::{Conn, Held, SqlTx},
 };
 
@@ -97,6 +98,7 @@ enum Backend {
         others: Connections<Postgres>,
         writers: Connections<Postgres>,
         lanes: Mutex<HashMap<TenantId, Lane>>,
+        sittings: Line,
         stay: Stay,
     },
 }
@@ -117,7 +119,7 @@ impl SqlStore {
         let backend = if url.starts_with("sqlite:") {
             open_sqlite(url, opener, &tasks, &stop).await?
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-            open_postgres(url).await?
+            open_postgres(url, &tasks, &stop).await?
         } else {
             return Err(OpenError::UnknownScheme);
         };
@@ -223,6 +225,9 @@ impl SqlStore {
             (Backend::Postgres { .. }, Scope::Rows) => {
                 let conn = self.connection().await?;
                 Ok(SqlTx::Held(Held::begun(conn, "BEGIN").await.map_err(refusal)?))
+            }
+            (Backend::Postgres { sittings, .. }, Scope::Sitting) => {
+                Ok(SqlTx::Sitting(sittings.begin(self.connection().await?.into())))
             }
             (Backend::Postgres { .. }, Scope::Lane) | (Backend::Sqlite { .. }, _) => {
                 Ok(SqlTx::Loan(self.lane(tenant).borrow().await?))
@@ -347,7 +352,11 @@ async fn migrate_postgres(others: &Connections<Postgres>) -> Result<(), OpenErro
     Ok(migrated?)
 }
 
-async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
+async fn open_postgres(
+    url: &str,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Backend, OpenError> {
     // A lock that is not had in time is given up by the server, too, and a transaction whose
     // client has vanished does not keep its lane.
     let options = PgConnectOptions::from_str(url)?
@@ -370,5 +379,8 @@ async fn open_postgres(url: &str) -> Result<Backend, OpenError> {
         }
     }
     drop(conn);
-    Ok(Backend::Postgres { others, writers, lanes: Mutex::default(), stay: Stay::default() })
+    let (sittings, served) = Line::new(others.clone(), stop.clone());
+    tasks.spawn(served);
+    let (lanes, stay) = (Mutex::default(), Stay::default());
+    Ok(Backend::Postgres { others, writers, lanes, sittings, stay })
 }

@@ -71,8 +71,11 @@ pub(crate) async fn forget(
         .execute(c).await.map(|done| done.rows_affected()))
 }
 
-pub(crate) async fn head(held: &mut Held, tenant: &TenantId) -> Result<Offset, sqlx::Error> {
-    let head: Option<i64> = on!(held.statement(), c => sqlx::query_scalar(HEAD)
+pub(crate) async fn head(
+    statement: Statement<'_>,
+    tenant: &TenantId,
+) -> Result<Offset, sqlx::Error> {
+    let head: Option<i64> = on!(statement, c => sqlx::query_scalar(HEAD)
         .bind(tenant.as_str()).fetch_optional(c).await)?;
     Ok(Offset(head.unwrap_or(0)))
 }

@@ -1,6 +1,7 @@
-//! What a batch on `SQLite` adds to running attempts: answers, entries of their journals, how far
-//! they have come. A whole school that saves its answers is thousands of small writes a second;
-//! each is numbered and checked when it is made, and they are written together.
+//! What is added to running attempts: answers, entries of their journals, how far they have come.
+//! A whole school that saves its answers is thousands of small writes a second; each is numbered and
+//! checked when it is made. On `SQLite` those of a batch are written together; for `PostgreSQL`
+//! see [`crate::together`].
 
 use std::{collections::BTreeMap, mem::take};
 
@@ -42,9 +43,9 @@ static ADVANCE: Rows = Rows::new(
 /// What waits to be written, the oldest first.
 #[derive(Default)]
 pub(crate) struct Sittings {
-    answers: Vec<(Of, Put)>,
-    journal: Vec<(Of, JournalRow)>,
-    progress: Vec<(Of, Progress)>,
+    pub(crate) answers: Vec<(Of, Put)>,
+    pub(crate) journal: Vec<(Of, JournalRow)>,
+    pub(crate) progress: Vec<(Of, Progress)>,
 }
 
 /// How much there is of each.
@@ -56,23 +57,23 @@ pub(crate) struct Mark {
 }
 
 /// Whose, and of which attempt.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Of(TenantId, AttemptId);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Of(pub(crate) TenantId, pub(crate) AttemptId);
 
 /// An answer, as JSON.
-struct Put {
-    question: i64,
-    text: String,
-    version: i64,
-    received_at: Timestamp,
-    late: bool,
+pub(crate) struct Put {
+    pub(crate) question: i64,
+    pub(crate) text: String,
+    pub(crate) version: i64,
+    pub(crate) received_at: Timestamp,
+    pub(crate) late: bool,
 }
 
-struct Progress {
-    current_question: i64,
-    last_activity: Timestamp,
-    journal_len: i64,
-    journal_head: String,
+pub(crate) struct Progress {
+    pub(crate) current_question: i64,
+    pub(crate) last_activity: Timestamp,
+    pub(crate) journal_len: i64,
+    pub(crate) journal_head: String,
 }
 
 impl Sittings {

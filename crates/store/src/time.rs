@@ -5,13 +5,14 @@ use sqlx::{
     Database, Decode, Encode, Postgres, Sqlite, Type,
     encode::IsNull,
     error::BoxDynError,
-    postgres::{PgTypeInfo, types::Oid},
+    postgres::{PgHasArrayType, PgTypeInfo, types::Oid},
 };
 
 /// Milliseconds from 1970 to 2000, where PostgreSQL begins to count.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 /// `timestamptz` in every PostgreSQL's catalogue.
 const TIMESTAMPTZ: Oid = Oid(1184);
+const TIMESTAMPTZ_ARRAY: Oid = Oid(1185);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Time(pub(crate) Timestamp);
@@ -49,6 +50,12 @@ impl Decode<'_, Sqlite> for Time {
 impl Type<Postgres> for Time {
     fn type_info() -> PgTypeInfo {
         PgTypeInfo::with_oid(TIMESTAMPTZ)
+    }
+}
+
+impl PgHasArrayType for Time {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(TIMESTAMPTZ_ARRAY)
     }
 }
 

@@ -12,7 +12,9 @@ use sqlx::{
 };
 use tokio::{runtime::Handle, time::timeout};
 
-use crate::{batch::Batch, connections::Lent, error::refusal, lane::Loan, outbox};
+use crate::{
+    batch::Batch, connections::Lent, error::refusal, lane::Loan, outbox, together::Sitting,
+};
 
 /// A statement that takes longer has lost its database. Below the 3 s within which every
 /// operation is answered.
@@ -200,6 +202,8 @@ pub(crate) enum SqlTx {
     Held(Held),
     /// A savepoint in the running batch, rolled back when dropped.
     Loan(Loan),
+    /// What is added to one attempt, each statement by itself.
+    Sitting(Sitting),
 }
 
 impl SqlTx {
@@ -208,6 +212,7 @@ impl SqlTx {
         match self {
             Self::Held(held) => Ok(held.statement()),
             Self::Loan(loan) => Ok(loan.batch().direct().await.map_err(refusal)?.statement()),
+            Self::Sitting(sitting) => Ok(sitting.statement()),
         }
     }
 
@@ -217,14 +222,15 @@ impl SqlTx {
         match self {
             Self::Held(held) => held.statement(),
             Self::Loan(loan) => loan.batch().peek(),
+            Self::Sitting(sitting) => sitting.statement(),
         }
     }
 
     /// What the lane's batch has not written yet; only commands in the lane have that.
     pub(crate) fn batch(&mut self) -> Result<&mut Batch, Refusal> {
         match self {
-            Self::Held(_) => Err(Refusal::internal("a durable write outside the lane")),
             Self::Loan(loan) => Ok(loan.batch()),
+            _ => Err(Refusal::internal("a durable write outside the lane")),
         }
     }
 
@@ -256,6 +262,7 @@ impl Tx for SqlTx {
         match *self {
             Self::Held(held) => held.commit().await.map_err(refusal),
             Self::Loan(loan) => loan.commit().await,
+            Self::Sitting(sitting) => sitting.commit().await,
         }
     }
 }
@@ -264,8 +271,8 @@ impl Tx for SqlTx {
 impl OutboxReads for SqlTx {
     async fn head(&mut self, tenant: &TenantId) -> Result<Offset, Refusal> {
         match self {
-            Self::Held(held) => outbox::head(held, tenant).await,
             Self::Loan(loan) => loan.batch().head(tenant).await.map(Offset),
+            Self::Held(_) | Self::Sitting(_) => outbox::head(self.peek(), tenant).await,
         }
         .map_err(refusal)
     }

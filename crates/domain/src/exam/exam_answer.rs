@@ -42,7 +42,7 @@ impl Command for ExamAnswer {
         "Exam ID, question index, and answer are required",
         "Failed to save answer",
     )
-    .rows_only()
+    .sitting()
     .max_bytes(2 * MAX_ESSAY_BYTES + AROUND)
     .texts(&[(Code::NotFound, "Exam session not found")]);
     fn example() -> Self {

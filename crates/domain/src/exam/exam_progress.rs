@@ -45,7 +45,7 @@ impl Command for ExamProgress {
     const NAME: &'static str = "exam-progress";
     const POLICY: Policy =
         Policy::new(Class::Exam, "Exam ID is required", "Failed to save progress")
-            .rows_only()
+            .sitting()
             .max_bytes(MAX_BYTES)
             .texts(&[(Code::NotFound, "Exam session not found")]);
     fn example() -> Self {

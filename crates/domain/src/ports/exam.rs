@@ -133,7 +133,8 @@ pub trait ExamWrites: Send {
     ) -> Result<()>;
     /// False when the user has an attempt of that number already.
     async fn insert_attempt(&mut self, tenant: &TenantId, attempt: &Attempt) -> Result<bool>;
-    /// The user's newest attempt, which nobody else changes until the transaction ends.
+    /// The user's newest attempt, which nobody else changes until the transaction ends, or whose
+    /// change makes its commit fail ([`Scope::Sitting`](crate::contract::Scope::Sitting)).
     async fn lock_newest_attempt(
         &mut self,
         tenant: &TenantId,

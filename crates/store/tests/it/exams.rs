@@ -192,7 +192,7 @@ async fn answers_given_at_once_follow_each_other_and_one_that_is_undone_leaves_n
         };
         let undone = async || {
             let command = ExamAnswer { exam_id: exam_id(), question_index: 0, answer: json!(3) };
-            let mut cx = Cx::new(&world.app, &ana, Scope::Rows, world.app.clock.now());
+            let mut cx = Cx::new(&world.app, &ana, Scope::Sitting, world.app.clock.now());
             command.handle(&mut cx).await.unwrap();
         };
         let held = world.store.begin(&tenant("t"), Scope::Lane).await.unwrap();
@@ -213,6 +213,59 @@ async fn answers_given_at_once_follow_each_other_and_one_that_is_undone_leaves_n
         // Its journal has every answer that was acknowledged, and nothing else.
         assert_eq!(findings(&world).await, [""; 0]);
         complete(&world, &ana).await.unwrap();
+        assert_eq!(findings(&world).await, [""; 0]);
+    }
+}
+
+/// On `PostgreSQL` nobody waits for an answer, so what it was judged by may change before it is
+/// written. On `SQLite` the one is judged by what the other has written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_not_added_to_an_attempt_that_has_changed_since_it_was_read() {
+    for world in World::each().await.into_iter().filter(|world| !world.is_sqlite()) {
+        provide(&world, json!({})).await;
+        let ana = caller("t", "ana");
+        session(&world, &ana).await;
+        answer(&world, &ana, 0, json!(1)).await.unwrap();
+        let judged = async |at, value: i64| {
+            let command =
+                ExamAnswer { exam_id: exam_id(), question_index: at, answer: json!(value) };
+            let mut cx = Cx::new(&world.app, &ana, Scope::Sitting, world.app.clock.now());
+            command.handle(&mut cx).await.unwrap();
+            cx
+        };
+        let (first, second, other) = (judged(0, 2).await, judged(0, 3).await, judged(1, 3).await);
+        second.commit().await.unwrap();
+        for late in [first, other] {
+            assert!(matches!(late.commit().await, Err(Refusal::Outdated)));
+        }
+        assert_eq!(session(&world, &ana).await["answers"], json!([3]));
+        let late = judged(0, 2).await;
+        complete(&world, &ana).await.unwrap();
+        assert!(matches!(late.commit().await, Err(Refusal::Outdated)));
+        assert_eq!(session(&world, &ana).await["answers"], json!([3]));
+        assert_eq!(findings(&world).await, [""; 0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_waits_for_who_holds_its_attempt_and_nobody_elses_does() {
+    for world in World::each().await.into_iter().filter(|world| !world.is_sqlite()) {
+        provide(&world, json!({})).await;
+        let (ana, ben) = (caller("t", "ana"), caller("t", "ben"));
+        for who in [&ana, &ben] {
+            session(&world, who).await;
+        }
+        let mut holder = world.store.begin(&tenant("t"), Scope::Rows).await.unwrap();
+        holder.lock_newest_attempt(&tenant("t"), &exam_id(), &ana.user).await.unwrap();
+        let waits = answer(&world, &ana, 0, json!(1));
+        let others = async {
+            for value in 0..4 {
+                answer(&world, &ben, 0, json!(value)).await.unwrap();
+            }
+            drop(holder);
+        };
+        let (saved, ()) = tokio::join!(biased; waits, others);
+        assert_eq!(saved.unwrap()["version"], 1);
         assert_eq!(findings(&world).await, [""; 0]);
     }
 }

@@ -158,7 +158,13 @@ impl World {
     pub async fn ask<C: Command>(&self, caller: &Caller, command: &C) -> Result<Done, Refusal> {
         let route = find_command("/", C::NAME).unwrap();
         let payload = serde_json::value::to_raw_value(command).unwrap();
-        let done = dispatch(&self.app, caller, route, &payload, self.app.clock.now(), true).await?;
+        let now = self.app.clock.now();
+        let done = loop {
+            match dispatch(&self.app, caller, route, &payload, now, true).await {
+                Err(Refusal::Outdated) => {}
+                judged => break judged?,
+            }
+        };
         for effect in &done.effects {
             if let Effect::Join { room, .. } = effect {
                 caller.joined.insert(room.clone());
