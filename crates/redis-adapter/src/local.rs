@@ -80,7 +80,13 @@ pub fn ack_frame(path: &str, id: i64, reply: &str) -> Bytes {
 fn frame(kind: &str, path: &str, rest: &str) -> Bytes {
     let (path, comma) = if path == "/" { ("", "") } else { (path, ",") };
     let length = kind.len() + path.len() + comma.len() + rest.len();
-    let mut frame = Vec::with_capacity(length + 10);
+    let head = match length {
+        0..=125 => 2,
+        126..=0xffff => 4,
+        _ => 10,
+    };
+    // Full to the last byte it becomes `Bytes` as it is.
+    let mut frame = Vec::with_capacity(head + length);
     frame.push(0x81);
     put_length(&mut frame, length);
     for part in [kind, path, comma, rest] {
