@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Chat, NewMessage, absent, events::ReceiveMessage, text};
+use super::{Chat, NewMessage, absent, events::ReceiveMessage, join_room, text};
 use crate::{
     contract::{Class, Command, Handle, Policy, ToRoom},
-    dispatch::Cx,
+    dispatch::{Caller, Cx},
     ids::{MessageId, RoomId, Seq, Timestamp},
     refusal::Refusal,
 };
@@ -90,6 +90,9 @@ impl Handle for SendMessage {
             created_at: now,
         };
 
+        if is_lost(caller, &new.room) {
+            join_room::show(cx, &new.room, false).await?;
+        }
         let tx = cx.tx().await?;
         if let Some(key) = &new.client_msg_id
             && let Some(earlier) =
@@ -110,6 +113,13 @@ impl Handle for SendMessage {
         absent::tell(cx, &message, member_count).await?;
         Ok(message.into())
     }
+}
+
+/// A page that was away for too long to be put back does not know that it is in no room any more: it
+/// would send into one of which it hears nothing, not even what it sends. A socket that has left a
+/// room stays out, and a study group is heard by all of its members' sockets.
+fn is_lost(caller: &Caller, room: &RoomId) -> bool {
+    !caller.joined.contains(room) && !caller.joined.has_left(room) && !room.is_study_group()
 }
 
 impl From<super::ChatMessage> for MessageSent {

@@ -4,6 +4,8 @@ import { DATABASES, Person, refused, silent, story, token, uniqueRoom, within } 
 
 const FAST = { env: { CARILLON_LIMITS__RATES__MESSAGE: "1000000/1m" } };
 
+const sendsTo = async (person, message) =>
+  assert.equal((await person.asks("send-message", { roomId: "algebra", message })).ok, true);
 const refusesToJoin = async (person, roomId) =>
   refused(await person.asks("join-room", { roomId }), "FORBIDDEN", "Failed to join room");
 
@@ -94,6 +96,24 @@ story("a member may send without joining again after a reconnect", {}, async (wo
   const back = await world.person("ana");
   assert.equal((await back.asks("send-message", { roomId: "algebra", message: "back" })).ok, true);
   assert.equal((await ben.hears("receive-message")).message, "back");
+});
+
+story("who sends into a room their page was lost from is shown it, and hears it again", { on: DATABASES }, async (world) => {
+  const [ana, ben] = await world.people("ana", "ben");
+  for (const person of [ana, ben]) await person.joins("algebra");
+  await sendsTo(ben, "before");
+  ana.leaves();
+  await sendsTo(ben, "meanwhile");
+  // Two at once: the second may be judged before the first has put the page back.
+  const back = await world.person("ana");
+  const sent = ["back", "again"].map((message) => back.asks("send-message", { roomId: "algebra", message }));
+  assert.deepEqual((await Promise.all(sent)).map((reply) => reply.seq), [3, 4]);
+  const shown = (await back.hears("room-joined")).messages;
+  assert.deepEqual(shown.map((message) => message.message), ["before", "meanwhile"]);
+  for (const message of ["back", "again"]) assert.equal((await back.hears("receive-message")).message, message);
+  await sendsTo(ben, "welcome");
+  assert.equal((await back.hears("receive-message")).message, "welcome");
+  assert.equal((await ben.hears("receive-message", (m) => m.seq === 4)).message, "again");
 });
 
 story("a room is one room in every namespace, and everybody hears everything once", {}, async (world) => {
