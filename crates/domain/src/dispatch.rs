@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     api::refused::Refusals,
-    chat::{self, typing_indicator::Typists},
+    chat::{self, returning, typing_indicator::Typists},
     contract::{Address, Class, Event, EventRow, Handle, Policy, Route, RowOf, Scope},
     exam,
     identity::{Account, Issue, Role},
@@ -250,6 +250,13 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// Whether it changes in which chat rooms the caller's socket is.
+    fn moves(&self) -> bool {
+        matches!(self, Self::Join { .. } | Self::Leave(_))
+    }
+}
+
 /// An event on its way out, encoded once.
 #[derive(Clone, Debug)]
 pub struct Emit {
@@ -444,6 +451,11 @@ pub async fn dispatch(
     cx.acknowledged = acknowledged;
     let reply = (route.run)(&mut cx, payload).await?;
     let effects = cx.commit().await?;
+    if effects.iter().any(Effect::moves) {
+        // Who goes on elsewhere after a crash is where they were told they are. Should it fail, it is
+        // written a moment later.
+        let _ = returning::write(app).await;
+    }
     Ok(Done { reply, effects })
 }
 

@@ -67,6 +67,8 @@ pub enum Closing {
     Draining,
     /// What it missed could not be read.
     Gap,
+    /// It missed more than it is sent at once, and is to begin anew.
+    TooMuch,
     /// It has not said whose it is, and there are too many like it.
     Unauthenticated,
     /// It broke off a poll: on polling, that is how a client leaves.
@@ -82,6 +84,7 @@ impl Closing {
             Self::Unavailable => "unavailable",
             Self::Draining => "draining",
             Self::Gap => "gap",
+            Self::TooMuch => "too_much",
             Self::Unauthenticated => "unauthenticated",
             Self::Left => "left",
         }
@@ -758,6 +761,12 @@ impl Connections {
             self.writers[outlet.writer].add(connection.clone());
         }
         true
+    }
+
+    /// Whether somebody who has just come may be sent so many bytes beside all that is shown to
+    /// those who come.
+    pub fn takes(&self, bytes: usize) -> bool {
+        bytes as u64 <= self.limits.unsent_bytes / 2
     }
 
     /// Counts what waits for a client, and closes one that has had enough.

@@ -7,7 +7,10 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -612,10 +615,17 @@ impl Fanout {
     }
 
     /// Lets a socket go on that has come back: it is sent what it missed, and is where it was. As
-    /// in [`Self::join`] delivery stands still while it is let in.
-    pub async fn resume(&self, seat: &Seat, recovered: &Recovered, groups: &[RoomId]) {
+    /// in [`Self::join`] delivery stands still while it is let in. False when that is more than it
+    /// can be sent at once.
+    pub async fn resume(&self, seat: &Seat, recovered: &Recovered, groups: &[RoomId]) -> bool {
+        let is_let_in = AtomicBool::new(true);
         let let_in = |emits: &[&Emit], _: Offset| {
-            let missed = Resumed::new(emits, recovered, groups, &seat.caller.user);
+            let mut missed = Resumed::new(emits, recovered, groups, &seat.caller.user);
+            missed.events.retain(|emit| emit.row.paths.contains(&seat.path));
+            let bytes = |emit: &&Emit| emit.row.name.len() + emit.payload.get().len();
+            if !self.connections.takes(missed.events.iter().map(bytes).sum()) {
+                return is_let_in.store(false, Ordering::Relaxed);
+            }
             if let Some(socket) = seat.socket.upgrade() {
                 socket.join(own_rooms(&seat.caller));
             }
@@ -623,14 +633,13 @@ impl Fanout {
                 self.subscribe(seat, room);
             }
             for emit in missed.events {
-                if emit.row.paths.contains(&seat.path) {
-                    self.say(seat, &self.event(emit));
-                }
+                self.say(seat, &self.event(emit));
             }
         };
         let rooms = recovered.rooms.iter().map(|(room, _)| room).chain(groups);
         let whom = Concern::user(&seat.caller.user, rooms);
         self.let_in(seat, recovered.after, &whom, let_in).await;
+        is_let_in.into_inner()
     }
 
     /// Whether nothing durable was said in the room after an offset, as far as memory reaches.

@@ -49,7 +49,7 @@ const RIGHTS: Duration = Duration::from_millis(500);
 const SETTLING: Duration = Duration::from_secs(5);
 /// Who has just come is noted within this.
 const NOTE: Duration = Duration::from_secs(2);
-/// Who has just joined a room is put back into it after a crash that comes later than this.
+/// Who has just come may go on after a crash that comes later than this.
 const ROOMS: Duration = Duration::from_millis(100);
 /// Whose node is gone is put back into their rooms by another one from then on.
 const TAKE_OVER: Duration = Duration::from_millis(500);

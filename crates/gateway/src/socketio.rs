@@ -194,7 +194,12 @@ impl Seat {
     async fn resume(&self, gateway: &Gateway, recovered: &Recovered) {
         let (domain, caller) = (&gateway.domain, self.current());
         let groups = domain.presence.group_rooms(&caller.tenant, &caller.user);
-        gateway.fanout.resume(self, recovered, &groups).await;
+        if !gateway.fanout.resume(self, recovered, &groups).await {
+            // Closed again before it had heard all of that, its client would ask for it for ever.
+            domain.returning.note(&caller, Change::Closed);
+            gateway.connections.kill(&self.connection, Closing::TooMuch);
+            return;
+        }
         let rooms = recovered.rooms.iter().map(|(room, _)| room.clone()).collect();
         *self.to_show() = ToShow { after: recovered.after, rooms };
         match session::resumed(domain, &caller).await {

@@ -28,6 +28,8 @@ use crate::{
 
 /// Attempts of one statement.
 const MOST: usize = 64;
+/// A statement that has as many bytes takes in no more: whole exams of essays come at once, too.
+const LARGE: usize = 256 * 1024;
 
 /// Writes what is added to those attempts whose journal still has the head it had, and says which.
 /// Whatever an answer is judged by is in the journal, so its head tells of every change.
@@ -166,8 +168,9 @@ async fn serve(
 ) {
     while let Some(Some(first)) = stop.run_until_cancelled(waiting.recv()).await {
         let (mut batch, mut seen) = (Vec::new(), HashSet::new());
-        let mut next = Some(first);
+        let (mut next, mut bytes) = (Some(first), 0);
         while batch.len() < MOST
+            && bytes < LARGE
             && let Some(one) = next.take().or_else(|| waiting.try_recv().ok())
         {
             if one.told.is_closed() {
@@ -175,10 +178,14 @@ async fn serve(
             }
             // Of two for one attempt the second finds it changed.
             if seen.insert(one.addition.of.clone()) {
+                bytes += one.addition.bytes();
                 batch.push(one);
             } else {
                 one.give_back();
             }
+        }
+        if batch.is_empty() {
+            continue;
         }
         let additions: Vec<&Addition> = batch.iter().map(|one| &*one.addition).collect();
         match add(&connections, ADD_MANY, &additions).await {
@@ -198,6 +205,14 @@ async fn serve(
             // Nobody knows whether it was written: all are refused by the drop of their channel.
             Err(error) => tracing::warn!(error = %error, "answers were not written"),
         }
+    }
+}
+
+impl Addition {
+    /// About as many as it has.
+    fn bytes(&self) -> usize {
+        let answers: usize = self.answers.iter().map(|put| put.text.len()).sum();
+        answers + self.journal.iter().map(|row| row.body.len()).sum::<usize>()
     }
 }
 

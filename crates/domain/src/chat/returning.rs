@@ -3,7 +3,7 @@
 //! them and shown what was missed.
 //!
 //! What is kept is written when a room is joined, not when the socket is lost, so that it outlives
-//! a crash; shortly after, so that joining waits for nothing.
+//! a crash: before the join is acknowledged, for all who join at the same time together.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
