@@ -195,7 +195,7 @@ pub struct Gone {
 }
 
 /// A user, for those who share a room with them.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Person {
     pub tenant: TenantId,
     pub user: UserId,

@@ -18,7 +18,9 @@ use crate::{
     exam,
     ids::{ExamId, RoomId, TenantId, Timestamp},
     notification,
-    presence::{self, Coming, Person, Rooms, Status, ToAcquainted, UserStatusChange},
+    presence::{
+        self, Coming, Person, Rooms, Status, ToAcquainted, UserStatusChange, elsewhere::News,
+    },
     refusal::{Refusal, Told},
 };
 
@@ -198,7 +200,9 @@ pub fn tick(app: &App, hears: bool) -> Vec<(TenantId, Effect, bool)> {
         .typists
         .expire(now)
         .into_iter()
-        .map(|typist| (typist.tenant.clone(), typist.effect(), true));
+        .map(|typist| (typist, true))
+        .chain(app.typists.expire_elsewhere(now).into_iter().map(|typist| (typist, false)))
+        .map(|(typist, is_ours)| (typist.tenant.clone(), typist.effect(), is_ours));
     let gone = if hears { app.presence.expire(now) } else { Vec::new() };
     let gone = gone
         .into_iter()
@@ -207,6 +211,25 @@ pub fn tick(app: &App, hears: bool) -> Vec<(TenantId, Effect, bool)> {
         .chain(gone)
         .filter_map(|(tenant, effect, all)| Some((tenant, effect.ok()?, all)))
         .collect()
+}
+
+/// What the sockets of one node are told of what it has not heard of users elsewhere, by tenant.
+pub fn news(news: News) -> Vec<(TenantId, Effect)> {
+    let News { online, offline, entered, left } = news;
+    let shown = |people: Vec<Person>, status| people.into_iter().map(move |one| (one, status));
+    let statuses = shown(online, Status::Online).chain(shown(offline, Status::Offline));
+    let mut told: Vec<(TenantId, Effect)> = statuses
+        .filter_map(|(person, status)| Some((person.tenant.clone(), person.shown(status).ok()?)))
+        .collect();
+    for (people, event) in
+        [(left, exam::leave_exam::left as fn(&_, &_) -> _), (entered, exam::join_exam::entered)]
+    {
+        for person in &people {
+            let exams = person.rooms.iter().filter_map(|room| event(person, room));
+            told.extend(exams.map(|effect| (person.tenant.clone(), effect)));
+        }
+    }
+    told
 }
 
 /// Whether a socket that is gone may come back.

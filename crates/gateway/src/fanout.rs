@@ -17,12 +17,14 @@ use std::{
 use carillon_domain::{
     App as Domain, Caller, ConnectionId, Effect, Emit, Offset, Refusal, RoomId, TenantId,
     Timestamp, UserId,
+    chat::typing_indicator::Typing,
     contract::{ALL_PATHS, Address, Event as _},
     credential::AuthExpiring,
     identity::Issue,
     leaderboard::Board,
-    presence::{Person, Status},
+    presence::elsewhere::News,
     recovery::Recovered,
+    session,
 };
 use carillon_redis_adapter::{Broadcast, event_frame};
 use serde_json::value::RawValue;
@@ -196,7 +198,7 @@ impl Fanout {
     /// Delivers what the system has to say to the sockets of this node.
     pub fn deliver_here(&self, tenant: &TenantId, effect: Effect) {
         match effect {
-            Effect::Emit(emit) => self.hear_emit(tenant, emit),
+            Effect::Emit(emit) => self.emit_here(tenant, emit),
             Effect::Admit(user, room) => self.admit(tenant, &user, &room),
             Effect::Expel(user, room) => self.expel(tenant, &user, &room),
             Effect::Cut(user) => self.cut_user(tenant, &user, self.domain.clock.now()),
@@ -264,13 +266,10 @@ impl Fanout {
         seat.is_some()
     }
 
-    /// Those who were taken for gone are shown to those around them on this node.
-    pub fn show_online(&self, people: Vec<Person>) {
-        for person in people {
-            let tenant = person.tenant.clone();
-            if let Ok(effect) = person.shown(Status::Online) {
-                self.deliver_here(&tenant, effect);
-            }
+    /// Tells the sockets of this node what it has not heard of users elsewhere.
+    pub fn tell_news(&self, news: News) {
+        for (tenant, effect) in session::news(news) {
+            self.deliver_here(&tenant, effect);
         }
     }
 
@@ -461,6 +460,9 @@ impl Fanout {
         if let Some(offset) = emit.offset {
             return self.offer(tenant, &lane, offset, emit);
         }
+        if emit.row.name == Typing::NAME {
+            self.domain.typists.hear(tenant, &emit.payload, self.domain.clock.now());
+        }
         // What was counted elsewhere was counted without those who are coming here.
         if let (true, Address::Others(room, _)) = (emit.row.counts, &emit.to)
             && self.peers.as_ref().is_none_or(|peers| peers.talk.is_level())
@@ -470,6 +472,18 @@ impl Fanout {
             let payload = recount(&emit.payload, count);
             return self.send(tenant, None, &Emit { payload, ..emit });
         }
+        self.send(tenant, None, &emit);
+    }
+
+    /// Sends what every node tells its own sockets.
+    fn emit_here(&self, tenant: &TenantId, mut emit: Emit) {
+        if emit.row.paced && self.leave_to_crowds(tenant, &mut emit) {
+            return;
+        }
+        let Some(room) = emit.counting.take() else { return self.send(tenant, None, &emit) };
+        let lane = self.lane(tenant);
+        let _turn = lane.as_ref().map(|lane| lane.lock());
+        emit.payload = recount(&emit.payload, self.domain.presence.occupants(tenant, &room));
         self.send(tenant, None, &emit);
     }
 

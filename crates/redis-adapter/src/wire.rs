@@ -13,6 +13,10 @@ use serde::{Serialize, Serializer, ser::Error as _};
 const MAX_DEPTH: usize = 64;
 /// The packet type of an event.
 const EVENT: u64 = 2;
+/// Events of these names are of the library itself: clients take one that comes from outside for a
+/// broken packet, and close the connection (socket.io-parser, `RESERVED_EVENTS`).
+const RESERVED: [&str; 6] =
+    ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 /// The extension of `MessagePack`'s own timestamps, and the one of notepack before version 3.
 const TIMESTAMP: i8 = -1;
 const OLD_DATE: i8 = 0;
@@ -126,7 +130,8 @@ impl Broadcast {
         let Some(Value::Array(data)) = take(&mut packet, "data") else {
             return Err(Malformed::Broadcast);
         };
-        if data.first().and_then(Value::as_str).is_none() {
+        let name = data.first().and_then(Value::as_str).ok_or(Malformed::Broadcast)?;
+        if RESERVED.contains(&name) {
             return Err(Malformed::Broadcast);
         }
         let namespace = match get(&packet, "nsp") {
@@ -647,6 +652,11 @@ mod tests {
         let sparse = pack(&Value::Array(vec!["rust".into(), packet, options]));
         let read = Broadcast::decode("own", &sparse).unwrap().unwrap();
         assert_eq!((read.namespace.as_str(), read.to.rooms), ("/", list(&["42"])));
+        for name in RESERVED {
+            let packet = map([("type", 2.into()), ("data", Value::Array(vec![name.into()]))]);
+            let sent = pack(&Value::Array(vec!["rust".into(), packet, map([])]));
+            assert_eq!(Broadcast::decode("own", &sent).unwrap_err(), Malformed::Broadcast);
+        }
     }
 
     #[test]

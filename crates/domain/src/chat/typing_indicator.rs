@@ -8,6 +8,7 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::Chat;
 use crate::{
@@ -21,6 +22,11 @@ use crate::{
 const EXPIRY: Duration = Duration::from_secs(6);
 /// A repeated start within this time is not told again.
 const REFRESH: Duration = Duration::from_secs(3);
+/// Its node tells that it has ended within this, and on its way it takes a moment.
+const EXPIRY_ELSEWHERE: Duration =
+    EXPIRY.saturating_add(REFRESH).saturating_add(Duration::from_secs(2));
+/// More are not watched.
+const MAX_ELSEWHERE: usize = 10_000;
 
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -35,7 +41,7 @@ pub struct TypingIndicator {
 pub struct Noted {}
 
 /// Somebody types, or has stopped.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Typing {
     pub room_id: RoomId,
@@ -117,10 +123,11 @@ impl Typist {
 
 type Key = (TenantId, RoomId, UserId);
 
-/// Who types where, on this node.
+/// Who types where, on this node, and whom others have told of.
 #[derive(Debug, Default)]
 pub struct Typists {
     now: Mutex<HashMap<Key, Since>>,
+    elsewhere: Mutex<HashMap<Key, Since>>,
 }
 
 #[derive(Debug)]
@@ -159,13 +166,40 @@ impl Typists {
         Some(Typist { tenant: key.0, room: key.1, user: key.2, name: since.name })
     }
 
+    /// Another node has told of somebody. It tells of their end, too, unless it is gone by then, or
+    /// cannot be heard.
+    pub fn hear(&self, tenant: &TenantId, told: &RawValue, now: Timestamp) {
+        let Ok(Typing { room_id, user_id, user_name: name, is_typing }) =
+            serde_json::from_str(told.get())
+        else {
+            return;
+        };
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (tenant.clone(), room_id, user_id);
+        if !is_typing {
+            elsewhere.remove(&key);
+        } else if elsewhere.len() < MAX_ELSEWHERE || elsewhere.contains_key(&key) {
+            elsewhere.insert(key, Since { name, told: now, repeated: now });
+        }
+    }
+
     /// Those who have not repeated it in time.
     pub fn expire(&self, now: Timestamp) -> Vec<Typist> {
-        self.lock()
-            .extract_if(|_, since| since.repeated.after(EXPIRY) <= now)
-            .map(|((tenant, room, user), since)| Typist { tenant, room, user, name: since.name })
-            .collect()
+        expired(&mut self.lock(), EXPIRY, now)
     }
+
+    /// Those elsewhere of whom no end was told.
+    pub fn expire_elsewhere(&self, now: Timestamp) -> Vec<Typist> {
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        expired(&mut elsewhere, EXPIRY_ELSEWHERE, now)
+    }
+}
+
+fn expired(typists: &mut HashMap<Key, Since>, after: Duration, now: Timestamp) -> Vec<Typist> {
+    typists
+        .extract_if(|_, since| since.repeated.after(after) <= now)
+        .map(|((tenant, room, user), since)| Typist { tenant, room, user, name: since.name })
+        .collect()
 }
 
 #[cfg(test)]
@@ -190,5 +224,23 @@ mod tests {
         assert!(typists.expire(Timestamp(8_999)).is_empty());
         assert_eq!(typists.expire(Timestamp(9_000)), [typist()]);
         assert!(typists.expire(Timestamp(9_001)).is_empty());
+    }
+
+    #[test]
+    fn typing_elsewhere_of_which_no_end_is_told_ends() {
+        let typists = Typists::default();
+        let tell = |is_typing: bool, at: i64| {
+            let (room_id, user_id) = (typist().room, typist().user);
+            let told = Typing { room_id, user_id, user_name: "Ana".into(), is_typing };
+            let told = serde_json::value::to_raw_value(&told).unwrap();
+            typists.hear(&typist().tenant, &told, Timestamp(at));
+        };
+        tell(true, 0);
+        tell(true, 3_000);
+        assert!(typists.expire_elsewhere(Timestamp(13_999)).is_empty());
+        assert_eq!(typists.expire_elsewhere(Timestamp(14_000)), [typist()]);
+        tell(true, 20_000);
+        tell(false, 21_000);
+        assert!(typists.expire_elsewhere(Timestamp(99_000)).is_empty());
     }
 }

@@ -13,8 +13,9 @@ use super::{
 };
 use crate::{
     contract::{Class, Command, Handle, Policy, Scope, ToOthers},
-    dispatch::{App, Caller, Cx, Effect},
-    ids::{AttemptId, ExamId, Timestamp},
+    dispatch::{App, Caller, Cx, Effect, Emit},
+    ids::{AttemptId, ExamId, RoomId, Timestamp, UserId},
+    presence::Person,
     refusal::{Code, Refusal},
 };
 
@@ -188,15 +189,26 @@ async fn show(
     let joined = joined(cx.app, caller, exam, view.as_ref(), true, cx.now);
     cx.send_counting(ToStudent::Caller, &joined, room.clone())?;
     if sits && seen.in_room == 0 {
-        let event = ParticipantJoinedExam {
-            exam_id: exam.id.clone(),
-            user_id: caller.user.clone(),
-            user_name: caller.name.clone(),
-            participant_count: 0,
-        };
+        let event = participant_joined(&caller.user, &caller.name, &exam.id);
         cx.send_counting(ToOthers(room.clone(), caller.user.clone()), &event, room)?;
     }
     Ok(())
+}
+
+/// Somebody is in that room on a node that was not heard; `None` where it is no exam's.
+pub fn entered(person: &Person, room: &RoomId) -> Option<Effect> {
+    let event = participant_joined(&person.user, &person.name, &room.exam()?);
+    let to = ToOthers(room.clone(), person.user.clone());
+    Some(Effect::Emit(Emit::counting(to, &event, room.clone()).ok()?))
+}
+
+fn participant_joined(user: &UserId, name: &str, exam: &ExamId) -> ParticipantJoinedExam {
+    ParticipantJoinedExam {
+        exam_id: exam.clone(),
+        user_id: user.clone(),
+        user_name: name.to_owned(),
+        participant_count: 0,
+    }
 }
 
 /// What `exam-joined` shows of an attempt.

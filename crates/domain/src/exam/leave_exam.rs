@@ -11,7 +11,8 @@ use super::{
 use crate::{
     contract::{Class, Command, Handle, Policy, ToCaller, ToOthers},
     dispatch::{App, Caller, Cx, Effect, Emit},
-    ids::{ExamId, RoomId, Timestamp},
+    ids::{ExamId, RoomId, Timestamp, UserId},
+    presence::Person,
     refusal::Refusal,
 };
 
@@ -56,7 +57,8 @@ impl Handle for LeaveExam {
         if caller.joined.contains(&room) {
             // Whether it was the last is known when it has left: two may leave at once.
             let to = ToOthers(room.clone(), user.clone());
-            let left = Emit::counting(to, &participant_left(caller, &exam_id), room.clone())?;
+            let left = participant_left(user, &caller.name, &exam_id);
+            let left = Emit::counting(to, &left, room.clone())?;
             cx.record(Effect::LeaveFor(room, left));
         }
         let left = super::room(&exam_id);
@@ -66,11 +68,18 @@ impl Handle for LeaveExam {
     }
 }
 
-fn participant_left(caller: &Caller, exam: &ExamId) -> ParticipantLeftExam {
+/// Somebody who is in that room no more was on a node that is gone; `None` where it is no exam's.
+pub fn left(person: &Person, room: &RoomId) -> Option<Effect> {
+    let event = participant_left(&person.user, &person.name, &room.exam()?);
+    let to = ToOthers(room.clone(), person.user.clone());
+    Some(Effect::Emit(Emit::counting(to, &event, room.clone()).ok()?))
+}
+
+fn participant_left(user: &UserId, name: &str, exam: &ExamId) -> ParticipantLeftExam {
     ParticipantLeftExam {
         exam_id: exam.clone(),
-        user_id: caller.user.clone(),
-        user_name: caller.name.clone(),
+        user_id: user.clone(),
+        user_name: name.to_owned(),
         participant_count: 0,
     }
 }
@@ -85,8 +94,8 @@ pub fn cut_off(app: &App, caller: &Caller, left: &[RoomId], now: Timestamp) -> V
     exams
         .filter_map(|(room, exam)| {
             let to = ToOthers(room.clone(), caller.user.clone());
-            let emit = Emit::counting(to, &participant_left(caller, &exam), room.clone());
-            Some(Effect::Emit(emit.ok()?))
+            let left = participant_left(&caller.user, &caller.name, &exam);
+            Some(Effect::Emit(Emit::counting(to, &left, room.clone()).ok()?))
         })
         .collect()
 }

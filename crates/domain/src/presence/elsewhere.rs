@@ -28,6 +28,15 @@ const APART: Duration = Duration::from_secs(1);
 /// So many are written down as lost before others have a turn.
 const LOST_AT_ONCE: usize = 250;
 
+impl Person {
+    /// With these rooms instead, where there are any.
+    fn push_in(&self, rooms: Vec<RoomId>, to: &mut Vec<Self>) {
+        if !rooms.is_empty() {
+            to.push(Self { rooms, ..self.clone() });
+        }
+    }
+}
+
 /// Names one run of a node.
 pub type NodeId = Arc<str>;
 
@@ -52,6 +61,16 @@ pub struct Change {
     pub user: UserId,
     /// `None`: the node has them no more.
     pub part: Option<Part>,
+}
+
+/// What the sockets of this node have not heard of users elsewhere, each with the rooms in which it
+/// is to be told.
+#[derive(Debug, Default)]
+pub struct News {
+    pub online: Vec<Person>,
+    pub offline: Vec<Person>,
+    pub entered: Vec<Person>,
+    pub left: Vec<Person>,
 }
 
 /// A part, and whose it is.
@@ -179,40 +198,59 @@ impl Presence {
         }
     }
 
-    /// A node has told of everybody it has: nobody else is with it. Returns those who were nowhere
-    /// before.
-    pub fn hear_everybody(&self, node: &NodeId, everybody: Vec<Change>) -> Vec<Person> {
+    /// A node has told of everybody it has: nobody else is with it. What is new about that it has
+    /// told, if at all, when nobody here heard it.
+    pub fn hear_everybody(&self, node: &NodeId, everybody: Vec<Change>) -> News {
         let mut state = self.edit();
-        let mut new = Vec::new();
+        let mut news = News::default();
         let told: BTreeSet<Key> =
             everybody.iter().map(|change| (change.tenant.clone(), change.user.clone())).collect();
         for key in state.users_of(node) {
             if !told.contains(&key) {
-                state.replace(node, &key, None);
+                let before = state.users.get(&key).map(|entry| entry.person(&key));
+                let (_, left) = state.replace(node, &key, None);
+                let Some(before) = before else { continue };
+                before.push_in(left, &mut news.left);
+                if !state.users.contains_key(&key) {
+                    news.offline.push(before);
+                }
             }
         }
         for Change { tenant, user, part } in everybody {
             let key = (tenant, user);
-            let is_new = !state.users.contains_key(&key);
-            state.replace(node, &key, part);
-            let entry = state.users.get(&key).filter(|entry| is_new && entry.all_sockets() > 0);
-            new.extend(entry.map(|entry| entry.person(&key)));
+            let before = state.users.get(&key).map(|entry| entry.member_of.clone());
+            let (entered, left) = state.replace(node, &key, part);
+            let Some(entry) = state.users.get(&key) else { continue };
+            let person = entry.person(&key);
+            if entry.all_sockets() > 0 {
+                let known = before.unwrap_or_default();
+                let rooms = person.rooms.iter().filter(|room| !known.contains(*room));
+                person.push_in(rooms.cloned().collect(), &mut news.online);
+            }
+            person.push_in(entered, &mut news.entered);
+            person.push_in(left, &mut news.left);
         }
-        new
+        news
     }
 
     /// A node is gone, since then: its users are waited for as if their sockets had been lost, at
     /// least until `until`. Thousands of them are not given up in one moment, but over up to
-    /// [`SPREAD`], in the same order on every node; meanwhile many come back.
-    pub fn lose(&self, node: &NodeId, since: Timestamp, until: Timestamp) {
+    /// [`SPREAD`], in the same order on every node; meanwhile many come back. The rooms they are in
+    /// no more are told at once.
+    pub fn lose(&self, node: &NodeId, since: Timestamp, until: Timestamp) -> News {
         let keys = self.lock().users_of(node);
         let spread = (EACH * u32::try_from(keys.len()).unwrap_or(u32::MAX)).min(SPREAD);
+        let mut news = News::default();
         for some in keys.chunks(LOST_AT_ONCE) {
             let mut state = self.edit();
             for key in some {
-                state.lose(node, key, (since, until), spread.mul_f64(place(key)));
+                let left = state.lose(node, key, (since, until), spread.mul_f64(place(key)));
+                if let Some(entry) = state.users.get(key) {
+                    entry.person(key).push_in(left, &mut news.left);
+                }
             }
         }
+        news
     }
 }
 
@@ -235,16 +273,19 @@ impl State {
         self.users.iter().filter(|(_, entry)| has(entry)).map(|(key, _)| key.clone()).collect()
     }
 
-    /// Of what a node that is gone has told of a user, only that they were there.
+    /// Of what a node that is gone has told of a user, only that they were there. Returns the rooms
+    /// they are in no more.
     fn lose(
         &mut self,
         node: &NodeId,
         key: &Key,
         (since, until): (Timestamp, Timestamp),
         in_line: Duration,
-    ) {
-        let Some(entry) = self.users.get_mut(key) else { return };
-        let Some(told) = entry.elsewhere.iter_mut().find(|told| told.node == *node) else { return };
+    ) -> Vec<RoomId> {
+        let Some(entry) = self.users.get_mut(key) else { return Vec::new() };
+        let Some(told) = entry.elsewhere.iter_mut().find(|told| told.node == *node) else {
+            return Vec::new();
+        };
         let left_at = told.part.left_at.unwrap_or(since);
         told.awaited_until = Some(until.max(left_at.after(GRACE)).after(in_line));
         told.part.left_at = Some(left_at);
@@ -258,23 +299,30 @@ impl State {
         for room in &left {
             self.vacated(tenant, user, room);
         }
+        left
     }
 
-    /// Replaces what a node has told of a user, and counts anew what follows from it.
-    fn replace(&mut self, node: &NodeId, key: &Key, part: Option<Part>) {
+    /// Replaces what a node has told of a user, and counts anew what follows from it. Returns the
+    /// rooms they have entered and those they have left.
+    fn replace(
+        &mut self,
+        node: &NodeId,
+        key: &Key,
+        part: Option<Part>,
+    ) -> (Vec<RoomId>, Vec<RoomId>) {
         let (tenant, user) = key;
         if part.is_some() && !self.users.contains_key(key) {
             self.users.insert(key.clone(), Entry::default());
         }
-        let Some(entry) = self.users.get_mut(key) else { return };
+        let Some(entry) = self.users.get_mut(key) else { return Default::default() };
         let at = entry.elsewhere.iter().position(|told| told.node == *node);
         let before = at.map(|at| entry.elsewhere.swap_remove(at).part).unwrap_or_default();
         // Where the user would be without this node, and so is neither entering nor leaving.
         let is_new = |entry: &Entry, room: &RoomId| !entry.is_in(room);
-        let left: Vec<RoomId> =
+        let mut left: Vec<RoomId> =
             before.joined.keys().filter(|room| is_new(entry, room)).cloned().collect();
         let after = part.clone().unwrap_or_default();
-        let entered: Vec<RoomId> =
+        let mut entered: Vec<RoomId> =
             after.joined.keys().filter(|room| is_new(entry, room)).cloned().collect();
         for id in &before.sockets {
             self.elsewhere.remove(id);
@@ -295,15 +343,18 @@ impl State {
             entry.elsewhere.push(Told { node: node.clone(), part, awaited_until: None });
         }
         let is_nobodys = !entry.is_here() && entry.elsewhere.is_empty();
-        for room in entered.iter().filter(|room| !left.contains(room)) {
+        let stayed: Vec<RoomId> = entered.extract_if(.., |room| left.contains(room)).collect();
+        left.retain(|room| !stayed.contains(room));
+        for room in &entered {
             *self.occupants.entry((tenant.clone(), room.clone())).or_default() += 1;
         }
-        for room in left.iter().filter(|room| !entered.contains(room)) {
+        for room in &left {
             self.vacated(tenant, user, room);
         }
         if is_nobodys {
             self.remove(key);
         }
+        (entered, left)
     }
 }
 
@@ -605,8 +656,17 @@ mod tests {
         a.presence.disconnected(&caller("ana", "a1"), START);
         a.presence.expire(START.after(GRACE));
         drop(a.presence.untold(usize::MAX));
-        let new = b.presence.hear_everybody(&a.id, a.presence.everybody());
-        assert_eq!((new.len(), new[0].user.as_str()), (1, "ben"));
+        let news = b.presence.hear_everybody(&a.id, a.presence.everybody());
+        let told = |of: &[Person]| -> Vec<_> {
+            of.iter().map(|one| (one.user.to_string(), one.rooms.clone())).collect()
+        };
+        let (ana, ben) =
+            (("ana".into(), vec![room("algebra")]), ("ben".into(), vec![room("algebra")]));
+        let [online, offline, entered, left] =
+            [news.online, news.offline, news.entered, news.left].map(|of| told(&of));
+        assert_eq!((&online, &offline), (&vec![ben.clone()], &vec![ana.clone()]));
+        assert_eq!(entered, [ben]);
+        assert_eq!(left, [ana]);
         let online = b.presence.online_members(&caller("x", "x").tenant, &room("algebra"));
         assert_eq!(online.len(), 1);
         assert_eq!(online[0].0.as_str(), "ben");

@@ -5,7 +5,7 @@
 //! gone, unless that is because Redis is away, or was a moment ago: nobody goes offline for that.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -33,6 +33,10 @@ const TICK: Duration = Duration::from_millis(500);
 /// A node that has not looked for so long stood still, and has not heard what was said meanwhile:
 /// long for a busy machine, and too short for a lease to run out.
 const STILL: Duration = Duration::from_secs(5);
+/// Every node hears again this soon after Redis is back, and notices as soon that it is away.
+const RETURN: Duration = Duration::from_secs(6);
+/// What is said again at most; the newest.
+const MAX_TO_REPEAT: usize = 2_000;
 /// Users in one message.
 const AT_ONCE: usize = 200;
 
@@ -121,14 +125,14 @@ pub struct Talk {
 #[derive(Default)]
 struct State {
     peers: HashMap<NodeId, Peer>,
-    /// Nodes that were given up and may yet be heard again.
-    lost: HashSet<NodeId>,
     told: u64,
     is_asked_for_all: bool,
     /// When it was last looked for who is gone.
     looked: Option<Instant>,
     /// When this node went on after it had stood still.
     awake_since: Option<Instant>,
+    /// What must be done on every node, and may have been said to nobody.
+    to_repeat: VecDeque<(Instant, Vec<u8>)>,
 }
 
 impl State {
@@ -158,13 +162,40 @@ impl Talk {
 
     /// Says something. Never waits.
     pub fn say(&self, what: What) {
-        let state = self.lock();
-        self.say_as(state.told, what);
+        let mut state = self.lock();
+        // Later it does nothing to whoever has come meanwhile, and the rest is told anew or is found
+        // in the database.
+        let may_be_repeated = matches!(what, What::Cut(..) | What::Supersede(..));
+        let Some(said) = self.written(state.told, what) else { return };
+        if may_be_repeated {
+            state.to_repeat.push_back((Instant::now(), said.clone()));
+            if state.to_repeat.len() > MAX_TO_REPEAT {
+                state.to_repeat.pop_front();
+            }
+        }
+        self.cluster.say(said);
+    }
+
+    fn written(&self, told: u64, what: What) -> Option<Vec<u8>> {
+        serde_json::to_vec(&Said { from: self.node.clone(), told, what }).ok()
     }
 
     fn say_as(&self, told: u64, what: What) {
-        if let Ok(said) = serde_json::to_vec(&Said { from: self.node.clone(), told, what }) {
+        if let Some(said) = self.written(told, what) {
             self.cluster.say(said);
+        }
+    }
+
+    /// Says again what was said while Redis was away, or just before that was noticed: for as long as
+    /// the others may need to hear again.
+    fn repeat(&self) {
+        let mut state = self.lock();
+        let Some(up) = self.cluster.link.up_since() else { return };
+        if up.elapsed() >= RETURN {
+            return state.to_repeat.retain(|(at, _)| at.elapsed() < RETURN);
+        }
+        for (_, said) in state.to_repeat.iter().filter(|(at, _)| *at < up) {
+            self.cluster.say(said.clone());
         }
     }
 
@@ -179,6 +210,7 @@ impl Talk {
                 () = self.ring.notified() => {}
                 _ = ticks.tick() => {
                     self.look(gateway);
+                    self.repeat();
                     if said.is_none_or(|at| at.elapsed() >= REFRESH) {
                         said = Some(Instant::now());
                         self.say(What::Alive);
@@ -246,11 +278,15 @@ impl Talk {
         let up = state.awake_since.map_or(up, |awake| up.max(awake));
         let is_gone = |peer: &Peer| peer.heard.max(up).elapsed() >= LEASE;
         let gone: Vec<(NodeId, Peer)> = state.peers.extract_if(|_, peer| is_gone(peer)).collect();
+        let mut news = Vec::new();
         for (node, peer) in gone {
             tracing::warn!(node = &*node, "a node is gone: its users are waited for");
-            state.lost.insert(node.clone());
             let heard = gateway.domain.clock.now().before(peer.heard.max(up).elapsed());
-            gateway.domain.presence.lose(&node, heard, heard.after(LEASE));
+            news.push(gateway.domain.presence.lose(&node, heard, heard.after(LEASE)));
+        }
+        drop(state);
+        for news in news {
+            gateway.fanout.tell_news(news);
         }
     }
 
@@ -266,10 +302,12 @@ impl Talk {
                 tracing::info!(node = &*from, "a node has left");
             }
             let now = gateway.domain.clock.now();
-            gateway.domain.presence.lose(&from, now, now);
+            let news = gateway.domain.presence.lose(&from, now, now);
+            drop(state);
+            gateway.fanout.tell_news(news);
             return Some(());
         }
-        let State { peers, lost, is_asked_for_all, .. } = &mut *state;
+        let State { peers, is_asked_for_all, .. } = &mut *state;
         let peer = peers.entry(from.clone()).or_insert_with(|| {
             tracing::info!(node = &*from, "another node is there");
             let (heard, asked, everybody) = (Instant::now(), None, Telling::default());
@@ -286,11 +324,10 @@ impl Talk {
             What::Everybody(part, parts, some) => {
                 if let Some(everybody) = peer.everybody.hear(told, (part, parts), some) {
                     (peer.told, peer.is_behind) = (told, false);
-                    let back = gateway.domain.presence.hear_everybody(&from, everybody);
-                    // They had been shown offline.
-                    if lost.remove(&from) {
-                        gateway.fanout.show_online(back);
-                    }
+                    let news = gateway.domain.presence.hear_everybody(&from, everybody);
+                    drop(state);
+                    gateway.fanout.tell_news(news);
+                    return Some(());
                 }
             }
             What::TellAll(node) => {

@@ -5,7 +5,10 @@ import { io as connect } from "socket.io-client";
 import { DATABASES, Person, eventually, pause, silent, within } from "./harness.mjs";
 import { AdapterPeer, Redis, certify, together } from "./cluster.mjs";
 import { FaultProxy } from "./faults.mjs";
+import { enters } from "./raw.mjs";
 
+const questions = [{ id: "q0", kind: "single_choice", text: "?", options: ["a", "b"], correct: 1 }];
+const EXAM = { title: "Anatomy", durationMinutes: 10, attemptsAllowed: 1, questions };
 const ALONE = { on: [DATABASES[0]], nodes: 1 };
 
 together("a message reaches the room on every node, once, with the same number", { nodes: 3 }, async (cluster) => {
@@ -58,6 +61,63 @@ together("a node that is killed takes its users offline, and nobody else", {}, a
   await silent("user-status-change", cat).catch(() => {});
   const { body } = await cluster.nodes[1].api("GET", "/v1/presence");
   assert.deepEqual(body.items.map((user) => user.userId), ["ben", "cat"]);
+});
+
+together("a node that is killed takes its users out of their exams, and they type no more", {}, async (cluster) => {
+  assert.equal((await cluster.nodes[0].api("PUT", "/v1/exams/anatomy", EXAM)).status, 200);
+  const [ana, ben] = [await cluster.person(0, "ana"), await cluster.person(1, "ben")];
+  for (const person of [ana, ben]) {
+    await person.joins("algebra");
+    assert.equal((await person.asks("join-exam", { examId: "anatomy" })).ok, true);
+  }
+  await ben.hears("exam-joined");
+  await eventually("both are counted", async () => {
+    ben.says("join-exam", { examId: "anatomy" });
+    return (await ben.hears("exam-joined")).participantCount === 2;
+  });
+  ana.says("typing-indicator", { roomId: "algebra", isTyping: true });
+  assert.equal((await ben.hears("typing-indicator")).isTyping, true);
+  await cluster.nodes[0].kill();
+  assert.deepEqual(await ben.hears("participant-left-exam", () => true, 15_000), {
+    examId: "anatomy", userId: "ana", userName: "ana Name", participantCount: 1,
+  });
+  assert.equal((await ben.hears("typing-indicator", () => true, 15_000)).isTyping, false);
+});
+
+together("what Redis did not carry is made up for when it is back", {}, async (cluster) => {
+  const [first, second] = cluster.nodes;
+  assert.equal((await first.api("PUT", "/v1/exams/anatomy", EXAM)).status, 200);
+  const ben = await cluster.person(0, "ben");
+  const [cat, dan] = [await cluster.person(1, "cat"), await cluster.person(1, "dan")];
+  for (const person of [ben, dan]) await person.joins("algebra");
+  ben.says("join-exam", { examId: "anatomy" });
+  const older = await enters(first, "eve");
+  older.raw.send('42["join-room",{"roomId":"algebra"}]');
+  await older.raw.next('42["room-joined"');
+  await eventually("everybody is known", async () => (await second.api("GET", "/v1/presence")).body.items.length === 4);
+  await cluster.redis.kill();
+  await eventually("that is noticed", async () => (await first.metric("carillon_redis_up")) === 0);
+  ben.forget();
+  // Somebody comes, somebody enters a room and an exam, somebody goes for good.
+  const ana = await cluster.person(1, "ana");
+  for (const person of [ana, cat]) await person.joins("algebra");
+  assert.equal((await cat.asks("join-exam", { examId: "anatomy" })).ok, true);
+  const cut = once(dan.socket, "disconnect");
+  assert.equal((await first.api("DELETE", "/v1/users/dan/connections")).status, 200);
+  const newer = await enters(second, "eve", { pid: older.pid });
+  assert.equal(newer.sid, older.sid);
+  await cluster.redis.launch();
+  const online = [(await ben.hears("user-status-change", () => true, 15_000)), await ben.hears("user-status-change")];
+  assert.deepEqual(online.map((one) => [one.userId, one.status]).sort(), [["ana", "online"], ["cat", "online"]]);
+  assert.deepEqual(await ben.hears("participant-joined-exam"), {
+    examId: "anatomy", userId: "cat", userName: "cat Name", participantCount: 2,
+  });
+  assert.deepEqual(await within(8_000, "Dan is cut", cut).then(([reason]) => reason), "io server disconnect");
+  await older.raw.next("41");
+  // Who came after that was said is not meant.
+  const again = await cluster.person(1, "dan");
+  await pause(3_000);
+  assert.deepEqual([again.socket.connected, newer.raw.frames.includes("41")], [true, false]);
 });
 
 together("what is done once is done by one node, and by another when that is gone", { nodes: 3 }, async (cluster) => {
@@ -199,9 +259,7 @@ together("who begins an exam on several nodes at once is counted on all of them"
   slow.latencyMs = 100;
   cluster.options.env.REDIS_URL = `redis://127.0.0.1:${slow.port}`;
   for (let count = 0; count < 3; count += 1) await cluster.add();
-  const questions = [{ id: "q0", kind: "single_choice", text: "?", options: ["a", "b"], correct: 1 }];
-  const exam = { title: "Anatomy", durationMinutes: 10, attemptsAllowed: 1, questions };
-  assert.equal((await cluster.nodes[0].api("PUT", "/v1/exams/anatomy", exam)).status, 200);
+  assert.equal((await cluster.nodes[0].api("PUT", "/v1/exams/anatomy", EXAM)).status, 200);
   const students = await Promise.all(Array.from({ length: 12 }, (_, at) => cluster.person(at % 3, `s${at}`)));
   await eventually("every node knows of everybody", async () => {
     const present = await Promise.all(cluster.nodes.map((node) => node.api("GET", "/v1/presence")));

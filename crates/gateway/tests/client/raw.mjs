@@ -1,6 +1,6 @@
 // A client without manners: packets as they are on the wire, over a WebSocket or by polling.
 import { WebSocket } from "ws";
-import { within } from "./harness.mjs";
+import { token, within } from "./harness.mjs";
 
 const QUERY = "/socket.io/?EIO=4&transport=";
 /** Between two packets of one polling body. */
@@ -125,4 +125,12 @@ export class Polling {
     }
     return packets;
   }
+}
+
+/** A socket by hand: what a client sends and gets on CONNECT. */
+export async function enters(server, user, auth = {}, path = "") {
+  const raw = await Raw.open(server);
+  raw.send(`40${path}${JSON.stringify({ token: token(user), ...auth })}`);
+  const reply = await raw.next(`40${path}`);
+  return { raw, ...JSON.parse(reply.slice(2 + path.length)) };
 }

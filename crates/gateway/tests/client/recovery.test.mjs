@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { DATABASES, Person, POSTGRES, Server, eventually, pause, silent, story, token, within } from "./harness.mjs";
 import { cutsOff, together } from "./cluster.mjs";
 import { FaultProxy } from "./faults.mjs";
-import { Raw } from "./raw.mjs";
+import { Raw, enters } from "./raw.mjs";
 
 const COMES_BACK = { reconnection: true, reconnectionDelay: 100, reconnectionDelayMax: 300 };
 const POLLING = { ...COMES_BACK, transports: ["polling"] };
@@ -160,14 +160,6 @@ together("a client of a node that is killed goes on at another one, again and ag
     assert.deepEqual(told(ana), ["one", "two", "live"]);
   }
 });
-
-/** A socket by hand: what a client sends and gets on CONNECT. */
-async function enters(server, user, auth = {}, path = "") {
-  const raw = await Raw.open(server);
-  raw.send(`40${path}${JSON.stringify({ token: token(user), ...auth })}`);
-  const reply = await raw.next(`40${path}`);
-  return { raw, ...JSON.parse(reply.slice(2 + path.length)) };
-}
 
 story("a session is one user's, goes to one heir, and cannot be guessed", {}, async ({ server }) => {
   const ana = await enters(server, "ana");
