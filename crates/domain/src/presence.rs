@@ -425,6 +425,11 @@ impl Presence {
         self.lock().users.keys().map(|(tenant, _)| tenant.clone()).collect()
     }
 
+    /// Whether any node has the user, or waits for them.
+    pub fn knows(&self, tenant: &TenantId, user: &UserId) -> bool {
+        self.lock().users.contains_key(&(tenant.clone(), user.clone()))
+    }
+
     /// How many users have a socket in the room.
     pub fn occupants(&self, tenant: &TenantId, room: &RoomId) -> usize {
         let key = (tenant.clone(), room.clone());

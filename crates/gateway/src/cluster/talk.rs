@@ -13,7 +13,7 @@ use std::{
 use carillon_domain::{
     ConnectionId, RoomId, TenantId, Timestamp, UserId,
     presence::{
-        Presence,
+        Person, Presence,
         elsewhere::{Change, NodeId},
     },
 };
@@ -131,6 +131,8 @@ struct State {
     looked: Option<Instant>,
     /// When this node went on after it had stood still.
     awake_since: Option<Instant>,
+    /// Who is with nobody, as far as is known.
+    doubtful: Vec<Person>,
     /// What must be done on every node, and may have been said to nobody.
     to_repeat: VecDeque<(Instant, Vec<u8>)>,
 }
@@ -307,7 +309,7 @@ impl Talk {
             gateway.fanout.tell_news(news);
             return Some(());
         }
-        let State { peers, is_asked_for_all, .. } = &mut *state;
+        let State { peers, is_asked_for_all, doubtful, .. } = &mut *state;
         let peer = peers.entry(from.clone()).or_insert_with(|| {
             tracing::info!(node = &*from, "another node is there");
             let (heard, asked, everybody) = (Instant::now(), None, Telling::default());
@@ -324,7 +326,14 @@ impl Talk {
             What::Everybody(part, parts, some) => {
                 if let Some(everybody) = peer.everybody.hear(told, (part, parts), some) {
                     (peer.told, peer.is_behind) = (told, false);
-                    let news = gateway.domain.presence.hear_everybody(&from, everybody);
+                    let presence = &gateway.domain.presence;
+                    let mut news = presence.hear_everybody(&from, everybody);
+                    // They may be with a node that has told of it, and was not heard either.
+                    doubtful.append(&mut news.offline);
+                    if peers.values().all(|peer| !peer.is_behind) {
+                        news.offline = std::mem::take(doubtful);
+                        news.offline.retain(|of| !presence.knows(&of.tenant, &of.user));
+                    }
                     drop(state);
                     gateway.fanout.tell_news(news);
                     return Some(());
