@@ -69,8 +69,15 @@ pub struct Change {
 pub struct News {
     pub online: Vec<Person>,
     pub offline: Vec<Person>,
+    /// Exams.
     pub entered: Vec<Person>,
+    /// Exams.
     pub left: Vec<Person>,
+}
+
+fn exams(mut rooms: Vec<RoomId>) -> Vec<RoomId> {
+    rooms.retain(|room| room.exam().is_some());
+    rooms
 }
 
 /// A part, and whose it is.
@@ -210,7 +217,7 @@ impl Presence {
                 let before = state.users.get(&key).map(|entry| entry.person(&key));
                 let (_, left) = state.replace(node, &key, None);
                 let Some(before) = before else { continue };
-                before.push_in(left, &mut news.left);
+                before.push_in(exams(left), &mut news.left);
                 if !state.users.contains_key(&key) {
                     news.offline.push(before);
                 }
@@ -227,8 +234,8 @@ impl Presence {
                 let rooms = person.rooms.iter().filter(|room| !known.contains(*room));
                 person.push_in(rooms.cloned().collect(), &mut news.online);
             }
-            person.push_in(entered, &mut news.entered);
-            person.push_in(left, &mut news.left);
+            person.push_in(exams(entered), &mut news.entered);
+            person.push_in(exams(left), &mut news.left);
         }
         news
     }
@@ -245,7 +252,8 @@ impl Presence {
             let mut state = self.edit();
             for key in some {
                 let left = state.lose(node, key, (since, until), spread.mul_f64(place(key)));
-                if let Some(entry) = state.users.get(key) {
+                let left = exams(left);
+                if let Some(entry) = state.users.get(key).filter(|_| !left.is_empty()) {
                     entry.person(key).push_in(left, &mut news.left);
                 }
             }
@@ -650,23 +658,23 @@ mod tests {
     #[test]
     fn what_was_lost_on_the_way_is_replaced() {
         let [a, b] = nodes();
-        comes(&a, &caller("ana", "a1"), &[room("algebra")]);
+        let both = [room("exam:anatomy"), room("algebra")];
+        let ana = caller("ana", "a1");
+        comes(&a, &ana, &both);
         tell(&a, &b);
-        comes(&a, &caller("ben", "b1"), &[room("algebra")]);
-        a.presence.disconnected(&caller("ana", "a1"), START);
+        comes(&a, &caller("ben", "b1"), &both);
+        a.presence.disconnected(&ana, START);
         a.presence.expire(START.after(GRACE));
         drop(a.presence.untold(usize::MAX));
         let news = b.presence.hear_everybody(&a.id, a.presence.everybody());
         let told = |of: &[Person]| -> Vec<_> {
             of.iter().map(|one| (one.user.to_string(), one.rooms.clone())).collect()
         };
-        let (ana, ben) =
-            (("ana".into(), vec![room("algebra")]), ("ben".into(), vec![room("algebra")]));
-        let [online, offline, entered, left] =
-            [news.online, news.offline, news.entered, news.left].map(|of| told(&of));
-        assert_eq!((&online, &offline), (&vec![ben.clone()], &vec![ana.clone()]));
-        assert_eq!(entered, [ben]);
-        assert_eq!(left, [ana]);
+        let of = |user: &str, rooms: &[RoomId]| (user.to_owned(), rooms.to_vec());
+        assert_eq!(told(&news.online), [of("ben", &both)]);
+        assert_eq!(told(&news.offline), [of("ana", &both)]);
+        assert_eq!(told(&news.entered), [of("ben", &both[..1])]);
+        assert_eq!(told(&news.left), [of("ana", &both[..1])]);
         let online = b.presence.online_members(&caller("x", "x").tenant, &room("algebra"));
         assert_eq!(online.len(), 1);
         assert_eq!(online[0].0.as_str(), "ben");
