@@ -667,14 +667,17 @@ mod tests {
         a.presence.expire(START.after(GRACE));
         drop(a.presence.untold(usize::MAX));
         let news = b.presence.hear_everybody(&a.id, a.presence.everybody());
-        let told = |of: &[Person]| -> Vec<_> {
-            of.iter().map(|one| (one.user.to_string(), one.rooms.clone())).collect()
+        let told = |people: Vec<Person>| -> Vec<(String, BTreeSet<RoomId>)> {
+            people
+                .into_iter()
+                .map(|one| (one.user.to_string(), one.rooms.into_iter().collect()))
+                .collect()
         };
-        let of = |user: &str, rooms: &[RoomId]| (user.to_owned(), rooms.to_vec());
-        assert_eq!(told(&news.online), [of("ben", &both)]);
-        assert_eq!(told(&news.offline), [of("ana", &both)]);
-        assert_eq!(told(&news.entered), [of("ben", &both[..1])]);
-        assert_eq!(told(&news.left), [of("ana", &both[..1])]);
+        let of = |user: &str, rooms: &[RoomId]| (user.to_owned(), rooms.iter().cloned().collect());
+        assert_eq!(told(news.online), [of("ben", &both)]);
+        assert_eq!(told(news.offline), [of("ana", &both)]);
+        assert_eq!(told(news.entered), [of("ben", &both[..1])]);
+        assert_eq!(told(news.left), [of("ana", &both[..1])]);
         let online = b.presence.online_members(&caller("x", "x").tenant, &room("algebra"));
         assert_eq!(online.len(), 1);
         assert_eq!(online[0].0.as_str(), "ben");
