@@ -105,8 +105,8 @@ clusterStory("who moves to a WebSocket at another node is who they were", { node
   raw.send("2probe");
   await raw.next("3probe");
   raw.send("5", "40/chat,");
-  assert.equal(await raw.next("4"), "40");
-  assert.equal(await raw.next("40/chat"), "40/chat,");
+  // Two namespaces, each of which is answered when it is let in.
+  assert.deepEqual([await raw.next("40"), await raw.next("40")].sort(), ["40", "40/chat,"]);
   raw.close();
 });
 
