@@ -262,7 +262,8 @@ impl Tx for SqlTx {
         match *self {
             Self::Held(held) => held.commit().await.map_err(refusal),
             Self::Loan(loan) => loan.commit().await,
-            Self::Sitting(sitting) => sitting.commit().await,
+            // Large, and part of every commit if it were not kept elsewhere.
+            Self::Sitting(sitting) => Box::pin(sitting.commit()).await,
         }
     }
 }
