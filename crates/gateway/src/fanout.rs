@@ -480,11 +480,16 @@ impl Fanout {
         if emit.row.paced && self.leave_to_crowds(tenant, &mut emit) {
             return;
         }
-        let Some(room) = emit.counting.take() else { return self.send(tenant, None, &emit) };
+        self.count_and(tenant, emit, |emit| self.send(tenant, None, emit));
+    }
+
+    /// Counts are made and sent one after another, so that the last one anybody hears is true.
+    fn count_and(&self, tenant: &TenantId, mut emit: Emit, send: impl FnOnce(&Emit)) {
+        let Some(room) = emit.counting.take() else { return send(&emit) };
         let lane = self.lane(tenant);
         let _turn = lane.as_ref().map(|lane| lane.lock());
         emit.payload = recount(&emit.payload, self.domain.presence.occupants(tenant, &room));
-        self.send(tenant, None, &emit);
+        send(&emit);
     }
 
     fn publish(&self, tenant: &TenantId, emit: &Emit) {
@@ -510,26 +515,19 @@ impl Fanout {
         self.publish(tenant, emit);
     }
 
-    /// Sends what has no place in the order. Counts are made and sent one after another, so that
-    /// the last one anybody hears is true.
+    /// Sends what has no place in the order.
     fn send_now(&self, tenant: &TenantId, seat: Option<&Seat>, mut emit: Emit) {
         if emit.row.paced && self.leave_to_crowds(tenant, &mut emit) {
             return;
         }
-        let Some(room) = emit.counting.take() else {
-            return self.send_everywhere(tenant, seat, &emit);
-        };
         // The others count anew, and know who is here by then.
         if let Some(peers) = &self.peers
+            && emit.counting.is_some()
             && !matches!(emit.to, Address::Caller)
         {
             peers.talk.tell(&self.domain.presence);
         }
-        let lane = self.lane(tenant);
-        let _turn = lane.as_ref().map(|lane| lane.lock());
-        let count = self.domain.presence.occupants(tenant, &room);
-        emit.payload = recount(&emit.payload, count);
-        self.send_everywhere(tenant, seat, &emit);
+        self.count_and(tenant, emit, |emit| self.send_everywhere(tenant, seat, emit));
     }
 
     /// Keeps what is for large rooms until they are told; true when nobody else is left.

@@ -9,11 +9,11 @@ use super::{
     exam_for,
     journal::Entry,
     paper::{Paper, Question},
-    room,
+    room, told_to_others,
 };
 use crate::{
     contract::{Class, Command, Handle, Policy, Scope, ToOthers},
-    dispatch::{App, Caller, Cx, Effect, Emit},
+    dispatch::{App, Caller, Cx, Effect},
     ids::{AttemptId, ExamId, RoomId, Timestamp, UserId},
     presence::Person,
     refusal::{Code, Refusal},
@@ -198,8 +198,7 @@ async fn show(
 /// Somebody is in that room on a node that was not heard; `None` where it is no exam's.
 pub fn entered(person: &Person, room: &RoomId) -> Option<Effect> {
     let event = participant_joined(&person.user, &person.name, &room.exam()?);
-    let to = ToOthers(room.clone(), person.user.clone());
-    Some(Effect::Emit(Emit::counting(to, &event, room.clone()).ok()?))
+    told_to_others(room, &person.user, &event)
 }
 
 fn participant_joined(user: &UserId, name: &str, exam: &ExamId) -> ParticipantJoinedExam {

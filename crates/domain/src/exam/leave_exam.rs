@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     AttemptStatus, Exams,
     events::{ExamLeft, ParticipantLeftExam},
-    room,
+    room, told_to_others,
 };
 use crate::{
     contract::{Class, Command, Handle, Policy, ToCaller, ToOthers},
@@ -71,8 +71,7 @@ impl Handle for LeaveExam {
 /// Somebody who is in that room no more was on a node that is gone; `None` where it is no exam's.
 pub fn left(person: &Person, room: &RoomId) -> Option<Effect> {
     let event = participant_left(&person.user, &person.name, &room.exam()?);
-    let to = ToOthers(room.clone(), person.user.clone());
-    Some(Effect::Emit(Emit::counting(to, &event, room.clone()).ok()?))
+    told_to_others(room, &person.user, &event)
 }
 
 fn participant_left(user: &UserId, name: &str, exam: &ExamId) -> ParticipantLeftExam {
@@ -93,9 +92,7 @@ pub fn cut_off(app: &App, caller: &Caller, left: &[RoomId], now: Timestamp) -> V
     let exams = left.iter().filter_map(|room| Some((room, room.exam()?)));
     exams
         .filter_map(|(room, exam)| {
-            let to = ToOthers(room.clone(), caller.user.clone());
-            let left = participant_left(&caller.user, &caller.name, &exam);
-            Some(Effect::Emit(Emit::counting(to, &left, room.clone()).ok()?))
+            told_to_others(room, &caller.user, &participant_left(&caller.user, &caller.name, &exam))
         })
         .collect()
 }

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    contract::{EventRow, Namespace, Route, event, route},
-    dispatch::{Caller, Cx},
+    contract::{Event, EventRow, Namespace, Route, ToOthers, event, route},
+    dispatch::{Caller, Cx, Effect, Emit},
     identity::Role,
     ids::{AttemptId, ExamId, ResultId, RoomId, TenantId, Timestamp, UserId},
     ports::{Reads, Tx},
@@ -537,6 +537,16 @@ async fn locked(
     attempt: &AttemptId,
 ) -> Result<Attempt, Refusal> {
     tx.lock_attempts(tenant, std::slice::from_ref(attempt)).await?.pop().ok_or(Refusal::NotFound)
+}
+
+/// Tells the others in the room of that user, and how many are in it.
+fn told_to_others<E: Event<To = ToOthers>>(
+    room: &RoomId,
+    user: &UserId,
+    event: &E,
+) -> Option<Effect> {
+    let to = ToOthers(room.clone(), user.clone());
+    Some(Effect::Emit(Emit::counting(to, event, room.clone()).ok()?))
 }
 
 fn room(exam: &ExamId) -> RoomId {
