@@ -256,6 +256,9 @@ pub fn disconnected(app: &App, caller: &Caller, ending: Ending) -> Vec<Effect> {
         Ending::Lost | Ending::Closed => app.returning.note(caller, Change::Lost(now)),
         Ending::Cut => app.returning.note(caller, Change::Gone(caller.user.clone())),
     }
+    if ending == Ending::Lost {
+        app.exams.keep_told(caller, now);
+    }
     let left = app.presence.disconnected(caller, now);
     let stopped =
         left.iter().filter_map(|room| app.typists.stop(&caller.tenant, room, &caller.user));

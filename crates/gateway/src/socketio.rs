@@ -396,6 +396,7 @@ async fn connect(
         }
     };
     connection.enter();
+    let told = gateway.domain.exams.told(&identity.tenant, &identity.user.id, &kept.connection);
     let caller = Caller {
         app: Some(identity.app),
         tenant: identity.tenant,
@@ -406,7 +407,7 @@ async fn connect(
         connection: kept.connection,
         namespace: path,
         joined: Joined::default(),
-        told: carillon_domain::exam::Told::default(),
+        told,
         grant: Grant::default(),
     };
     if let Some(outlet) = connection.outlet() {

@@ -35,7 +35,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Subcommand)]
 pub enum Asking {
     /// Students join an exam and save answers. Raise `limits.rates.exam` for it.
-    Autosave(Sitting),
+    Autosave {
+        #[command(flatten)]
+        sitting: Sitting,
+        /// They join over that time, one after another, and not all at once.
+        #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+        over: Duration,
+    },
     /// Users ask for their board. Raise `limits.rates.leaderboard` for it.
     Boards(Looking),
     /// Students come, answer every question, complete, and go: fills boards, too.
@@ -80,7 +86,7 @@ pub struct Report {
     #[serde(flatten)]
     pub measured: Measured,
     pub reply: Latency,
-    /// Of `join-exam`, all students at once.
+    /// Of `join-exam`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join: Option<Latency>,
     /// From the first to the last of them.
@@ -191,16 +197,16 @@ pub async fn ask<C: Command>(client: &mut Client, command: &C) -> anyhow::Result
 impl Setup {
     pub async fn ask(&self, asking: &Asking) -> anyhow::Result<Report> {
         match asking {
-            Asking::Autosave(sitting) => self.autosave(sitting).await,
+            Asking::Autosave { sitting, over } => self.autosave(sitting, *over).await,
             Asking::Boards(looking) => self.boards(looking).await,
             Asking::Sit(sitting) => self.sit(sitting).await,
         }
     }
 
-    async fn autosave(&self, sitting: &Sitting) -> anyhow::Result<Report> {
+    async fn autosave(&self, sitting: &Sitting, over: Duration) -> anyhow::Result<Report> {
         let names = Self::names(sitting.students);
         let clients = self.connect(names, Buffers::HEARING).await?;
-        let (clients, joined) = join(clients, &sitting.exam).await?;
+        let (clients, joined) = join(clients, &sitting.exam, over).await?;
         let command = answers(sitting.exam.clone(), sitting.questions);
         let mut report = self.repeat(clients, sitting.rate, Instant::now(), command).await?;
         report.join = Some(joined.latency);
@@ -317,23 +323,26 @@ impl Setup {
 
 /// How the students of an exam came in.
 pub struct Joined {
-    /// Of `join-exam`, all at once.
+    /// Of `join-exam`.
     latency: Latency,
     /// From the first to the last of them.
     after_seconds: f64,
 }
 
-/// All students join the exam at once.
+/// All students join the exam, over that time.
 pub async fn join(
     mut clients: Vec<Client>,
     exam_id: &ExamId,
+    over: Duration,
 ) -> anyhow::Result<(Vec<Client>, Joined)> {
-    let began = Instant::now();
-    let joins = Tally::new(began, began + PATIENCE)?;
-    let join = JoinExam { exam_id: exam_id.clone() };
-    let joining = clients.iter_mut().map(|client| async {
-        let refusal = ask(client, &join).await?;
-        joins.count(began, refusal);
+    let (began, count) = (Instant::now(), clients.len());
+    let joins = Tally::new(began, began + over + PATIENCE)?;
+    let (join, joins) = (&JoinExam { exam_id: exam_id.clone() }, &joins);
+    let joining = clients.iter_mut().enumerate().map(|(place, client)| async move {
+        let turn = began + over.mul_f64(per(place as u64, per(count as u64, 1.0)));
+        client.hear_until(turn).await?;
+        let refusal = ask(client, join).await?;
+        joins.count(turn, refusal);
         anyhow::Ok(())
     });
     futures_util::future::try_join_all(joining).await?;

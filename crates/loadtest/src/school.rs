@@ -1,6 +1,10 @@
 //! A school's day, mixed: most are just there, some chat, some sit an exam, some look at boards.
 
-use std::{collections::BTreeMap, fmt, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use carillon_domain::{
     contract::Command as _, ids::ExamId, leaderboard::leaderboard_request::LeaderboardRequest,
@@ -119,7 +123,8 @@ impl Setup {
         };
         let idle = people("idle", schooling.idle).await?;
         let viewers = people("viewer", schooling.viewers).await?;
-        let (students, _) = join(people("student", schooling.students).await?, &exam).await?;
+        let students = people("student", schooling.students).await?;
+        let (students, _) = join(students, &exam, Duration::ZERO).await?;
         let gathered = chat.gather().await?;
 
         let start = Instant::now();

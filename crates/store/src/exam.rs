@@ -57,6 +57,22 @@ const INSERT_PAPER: &str = "INSERT INTO exam_papers
     (tenant_id, exam_id, version, questions, created_at) VALUES ($1, $2, $3, $4, $5)";
 const PART: &str = "SELECT user_id, part FROM exam_people
     WHERE tenant_id = $1 AND exam_id = $2 AND user_id = COALESCE($3, user_id) ORDER BY user_id";
+macro_rules! review_staff {
+    ($now:literal) => {
+        concat!(
+            "INSERT INTO user_changes (tenant_id, user_id, changed_at)
+             SELECT tenant_id, user_id, ",
+            $now,
+            " FROM (
+                SELECT tenant_id, user_id FROM exam_people
+                WHERE tenant_id = $1 AND exam_id = $2 AND part = 'staff'
+                UNION SELECT tenant_id, id FROM users
+                WHERE $3 AND tenant_id = $1 AND role IN ('MENTOR', 'PROCTOR')) staff"
+        )
+    };
+}
+const REVIEW_STAFF_SQLITE: &str = review_staff!("CAST(unixepoch('subsec') * 1000 AS INTEGER)");
+const REVIEW_STAFF_POSTGRES: &str = review_staff!("clock_timestamp()");
 const FORGET_PEOPLE: &str = "DELETE FROM exam_people WHERE tenant_id = $1 AND exam_id = $2";
 const FORGET_PERSON: &str = "DELETE FROM exam_people
     WHERE tenant_id = $1 AND exam_id = $2 AND user_id = $3";
@@ -749,6 +765,19 @@ impl ExamWrites for SqlTx {
         on!(self.conn().await?, c => sqlx::query(INSERT_PAPER)
             .bind(tenant.as_str()).bind(exam.as_str()).bind(version).bind(questions)
             .bind(Time(now)).execute(c).await.map(|_| ()))
+        .map_err(refusal)
+    }
+
+    async fn review_staff(
+        &mut self,
+        tenant: &TenantId,
+        exam: &ExamId,
+        by_role: bool,
+    ) -> Result<(), Refusal> {
+        let statement = if self.is_sqlite() { REVIEW_STAFF_SQLITE } else { REVIEW_STAFF_POSTGRES };
+        on!(self.conn().await?, c => sqlx::query(statement)
+            .bind(tenant.as_str()).bind(exam.as_str()).bind(by_role)
+            .execute(c).await.map(|_| ()))
         .map_err(refusal)
     }
 

@@ -328,12 +328,6 @@ impl SqlTx {
         Ok(())
     }
 
-    async fn revised(&mut self, tenant: &TenantId) -> Result<(), Refusal> {
-        on!(self.conn().await?, c => sqlx::query(REVISED)
-            .bind(tenant.as_str()).execute(c).await.map(|_| ()))
-        .map_err(refusal)
-    }
-
     /// A list of entries as JSON, for statements that take many.
     fn json(entries: &[Folded]) -> Result<String, Refusal> {
         let row = |entry: &Folded| {
@@ -518,7 +512,7 @@ impl LeaderboardWrites for SqlTx {
                 self.forget_entries(tenant, part, spans).await?;
             }
         }
-        self.revised(tenant).await
+        self.revise_boards(tenant).await
     }
 
     async fn replace_entries(
@@ -540,6 +534,12 @@ impl LeaderboardWrites for SqlTx {
         on!(self.conn().await?, c => sqlx::query(fill)
             .bind(tenant.as_str()).bind(Time(now)).bind(&changed).execute(c).await.map(|_| ()))
         .map_err(refusal)?;
-        self.revised(tenant).await
+        self.revise_boards(tenant).await
+    }
+
+    async fn revise_boards(&mut self, tenant: &TenantId) -> Result<(), Refusal> {
+        on!(self.conn().await?, c => sqlx::query(REVISED)
+            .bind(tenant.as_str()).execute(c).await.map(|_| ()))
+        .map_err(refusal)
     }
 }

@@ -44,9 +44,11 @@ const INSERT: &str = insert!(
     " ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING"
 );
 static INSERT_PLAIN: Rows = Rows::new(insert!(""), 1, 13, "");
+/// What has expired counts no more.
 const COLLAPSE: &str = "UPDATE notifications
     SET type = $4, title = $5, message = $6, data = $7, priority = $8, action_url = $9,
-        created_at = $10, delivered_at = $11, expires_at = $12, occurrences = occurrences + 1
+        created_at = $10, delivered_at = $11, expires_at = $12,
+        occurrences = CASE WHEN expires_at <= $10 THEN 0 ELSE occurrences END + 1
     WHERE tenant_id = $1 AND user_id = $2 AND collapse_key = $3 AND NOT is_read
     RETURNING id, occurrences";
 
@@ -61,7 +63,8 @@ static COLLAPSE_MANY: Rows = Rows::new(
      DO UPDATE SET type = excluded.type, title = excluded.title, message = excluded.message,
         data = excluded.data, priority = excluded.priority, action_url = excluded.action_url,
         created_at = excluded.created_at, delivered_at = NULL, expires_at = excluded.expires_at,
-        occurrences = notifications.occurrences + excluded.occurrences",
+        occurrences = CASE WHEN notifications.expires_at <= excluded.created_at THEN 0
+            ELSE notifications.occurrences END + excluded.occurrences",
 );
 
 /// The ids of a batch are its prefix and twelve hexadecimal digits: the batch's number plus the

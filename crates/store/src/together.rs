@@ -167,23 +167,7 @@ async fn serve(
     stop: CancellationToken,
 ) {
     while let Some(Some(first)) = stop.run_until_cancelled(waiting.recv()).await {
-        let (mut batch, mut seen) = (Vec::new(), HashSet::new());
-        let (mut next, mut bytes) = (Some(first), 0);
-        while batch.len() < MOST
-            && bytes < LARGE
-            && let Some(one) = next.take().or_else(|| waiting.try_recv().ok())
-        {
-            if one.told.is_closed() {
-                continue;
-            }
-            // Of two for one attempt the second finds it changed.
-            if seen.insert(one.addition.of.clone()) {
-                bytes += one.addition.bytes();
-                batch.push(one);
-            } else {
-                one.give_back();
-            }
-        }
+        let batch = gather(first, &mut waiting);
         if batch.is_empty() {
             continue;
         }
@@ -206,6 +190,28 @@ async fn serve(
             Err(error) => tracing::warn!(error = %error, "answers were not written"),
         }
     }
+}
+
+/// What goes together: of each attempt what came first.
+fn gather(first: Waiting, waiting: &mut mpsc::Receiver<Waiting>) -> Vec<Waiting> {
+    let (mut batch, mut seen) = (Vec::new(), HashSet::new());
+    let (mut next, mut bytes) = (Some(first), 0);
+    while batch.len() < MOST
+        && bytes < LARGE
+        && let Some(one) = next.take().or_else(|| waiting.try_recv().ok())
+    {
+        if one.told.is_closed() {
+            continue;
+        }
+        // Of two for one attempt the second finds it changed.
+        if seen.insert(one.addition.of.clone()) {
+            bytes += one.addition.bytes();
+            batch.push(one);
+        } else {
+            one.give_back();
+        }
+    }
+    batch
 }
 
 impl Addition {
@@ -270,4 +276,61 @@ async fn add(
 /// One column of rows.
 fn column<T, V>(rows: &[T], of: impl Fn(&T) -> V) -> Vec<V> {
     rows.iter().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_domain::Timestamp;
+
+    use super::*;
+
+    /// An essay of that many bytes for an attempt, and who waits for it.
+    fn essay(attempt: &str, bytes: usize) -> (Waiting, oneshot::Receiver<Option<Box<Addition>>>) {
+        let of = Of(TenantId::new("t").unwrap(), AttemptId::new(attempt).unwrap());
+        let at = Timestamp(0);
+        let (journal_head, text) = (String::new(), "x".repeat(bytes));
+        let progress =
+            Progress { current_question: 0, last_activity: at, journal_len: 1, journal_head };
+        let put = Put { question: 0, text, version: 1, received_at: at, late: false };
+        let (was, answers, journal) = (String::new(), vec![put], Vec::new());
+        let addition = Addition { of, was, progress, answers, journal }.into();
+        let (told, outcome) = oneshot::channel();
+        (Waiting { addition, told }, outcome)
+    }
+
+    #[test]
+    fn so_much_goes_together_as_a_statement_can_take() {
+        let (sender, mut waiting) = mpsc::channel(MAX_WAITING);
+        let mut outcomes = Vec::new();
+        let mut queue = |attempt: &str, bytes| {
+            let (one, outcome) = essay(attempt, bytes);
+            outcomes.push(outcome);
+            sender.try_send(one).ok().unwrap();
+        };
+        for at in 0..3 {
+            queue(&format!("large-{at}"), LARGE / 2);
+        }
+        for at in 0..MOST {
+            queue(&format!("small-{at}"), 1);
+        }
+        let mut sizes = Vec::new();
+        while let Ok(first) = waiting.try_recv() {
+            sizes.push(gather(first, &mut waiting).len());
+        }
+        assert_eq!(sizes, [2, MOST, 1]);
+    }
+
+    #[test]
+    fn of_one_attempt_the_second_is_given_back_and_who_is_gone_is_left_out() {
+        let (sender, mut waiting) = mpsc::channel(MAX_WAITING);
+        let ((first, _waits), (again, mut given_back)) = (essay("ana", 1), essay("ana", 1));
+        let ((gone, _), (other, _waits_too)) = (essay("ben", 1), essay("cat", 1));
+        for one in [again, gone, other] {
+            sender.try_send(one).ok().unwrap();
+        }
+        let batch = gather(first, &mut waiting);
+        let of: Vec<&str> = batch.iter().map(|one| one.addition.of.1.as_str()).collect();
+        assert_eq!(of, ["ana", "cat"]);
+        assert!(given_back.try_recv().unwrap().is_some());
+    }
 }

@@ -105,6 +105,10 @@ impl Operation for PutUser {
         if before.as_ref().is_none_or(|before| shown(before) != shown(&after)) {
             follow_user(cx, &after.id).await?;
         }
+        let looks = |user: &Account| (user.name.clone(), user.avatar.clone());
+        if before.as_ref().is_some_and(|before| looks(before) != looks(&after)) {
+            cx.tx().await?.revise_boards(&tenant).await?;
+        }
         cx.record(Effect::Know(Arc::new(after.clone())));
         Ok(after)
     }

@@ -100,6 +100,7 @@ impl Handle for SendMessage {
         {
             let same = earlier.room_id == new.room
                 && earlier.message == new.message
+                && earlier.message_type == new.message_type
                 && earlier.file_url == new.file_url
                 && earlier.file_name == new.file_name
                 && earlier.file_size == new.file_size;

@@ -1,6 +1,6 @@
 //! Exams: papers, people, attempts, results, and what staff may do to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -439,10 +439,10 @@ impl Operation for RegradeExam {
         for (place, award) in awards.into_iter().enumerate() {
             by_user.entry(award.user_id.clone()).or_default().push((place, award));
         }
-        // Without a list of users, those who are awarded something; without awards, everybody.
-        let users = self
-            .user_ids
-            .or_else(|| (!by_user.is_empty()).then(|| by_user.keys().cloned().collect::<Vec<_>>()));
+        // Those who are awarded something are among them; without users and awards, everybody is.
+        let is_everybody = self.user_ids.is_none() && by_user.is_empty();
+        let named = self.user_ids.into_iter().flatten().chain(by_user.keys().cloned());
+        let users = (!is_everybody).then(|| named.collect::<BTreeSet<_>>());
         for (user, given) in &by_user {
             give(cx, &exam.id, &newest, user, given).await?;
         }

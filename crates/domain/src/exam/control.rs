@@ -177,6 +177,10 @@ impl ExamControl {
         }
         let (entry, reason) = match (self.action, attempt.status) {
             (Action::Pause, AttemptStatus::InProgress) => {
+                // Nothing is left that could be kept for later.
+                if attempt.deadline_at.is_some_and(|deadline| now > deadline) {
+                    return Ok(false);
+                }
                 attempt.pause(now);
                 (Entry::Paused, Some(ClockReason::Paused))
             }

@@ -101,6 +101,10 @@ pub async fn define(cx: &mut Cx<'_>, id: ExamId, input: &ExamInput) -> Result<Ex
     if has_new_paper {
         tx.insert_paper(tenant, &exam.id, exam.paper_version, &questions, now).await?;
     }
+    if let Some(before) = &before {
+        // Who looks on and may no more hears no more.
+        tx.review_staff(tenant, &exam.id, before.by_any_staff && !exam.by_any_staff).await?;
+    }
     tx.set_exam_people(tenant, &exam.id, &input.people()).await?;
     Ok(exam)
 }

@@ -46,11 +46,15 @@ pub struct ShownExam {
 }
 
 impl ShownExam {
-    pub fn new(exam: &Exam, questions: Option<Vec<ShownQuestion>>) -> Self {
+    pub fn new(
+        exam: &Exam,
+        duration_ms: Option<i64>,
+        questions: Option<Vec<ShownQuestion>>,
+    ) -> Self {
         Self {
             id: exam.id.clone(),
             title: exam.title.clone(),
-            duration_minutes: minutes(exam.duration_ms.unwrap_or(0)),
+            duration_minutes: minutes(duration_ms.unwrap_or(0)),
             questions,
         }
     }

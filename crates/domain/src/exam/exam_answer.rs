@@ -75,8 +75,8 @@ impl Handle for ExamAnswer {
             attempt.last_activity = now;
             cx.tx().await?.save_progress(tenant, &attempt).await?;
         }
-        let (id, known) = (attempt.id, (place, answer.version));
-        cx.after_commit(move || caller.told.tell(&id, [known]));
+        let (exam, id, known) = (attempt.exam, attempt.id, (place, answer.version));
+        cx.after_commit(move || caller.told.tell((&exam, &id), [known], now));
         let saved = ExamAnswerSaved {
             exam_id: self.exam_id,
             question_index: self.question_index,

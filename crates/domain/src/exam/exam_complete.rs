@@ -8,7 +8,7 @@ use super::{
     AttemptStatus, EndedBy, Exams,
     events::{ExamCompleted, ShownResult, ToStudent},
     finish::finish_one,
-    own_attempt,
+    newest_attempt,
 };
 use crate::{
     contract::{Class, Command, Handle, Policy},
@@ -38,24 +38,30 @@ impl Command for ExamComplete {
 impl Handle for ExamComplete {
     async fn handle(self, cx: &mut Cx<'_>) -> Result<ExamCompleted, Refusal> {
         let (app, tenant, now) = (cx.app, &cx.caller.tenant, cx.now);
-        let attempt = own_attempt(cx, &self.exam_id).await?;
+        let attempt = newest_attempt(cx, &self.exam_id).await?;
+        // A page that shows an earlier attempt means that one, which has ended.
+        let ended = match attempt.status {
+            AttemptStatus::Completed => Some(attempt.id.clone()),
+            _ => cx.caller.told.earlier(&attempt, now),
+        };
         let closes_at = attempt.closes_at(app.exams.settings.grace);
+        if let Some(ended) = ended {
+            let found = cx.tx().await?.result_of_attempt(tenant, &ended).await?;
+            let result = found.ok_or_else(|| Refusal::internal("a result is missing"))?;
+            let again = ExamCompleted { exam_id: self.exam_id, result: ShownResult::from(&result) };
+            cx.send(ToStudent::Caller, &again)?;
+            return Ok(again);
+        }
         let result = match attempt.status {
-            AttemptStatus::Completed => {
-                let found = cx.tx().await?.result_of_attempt(tenant, &attempt.id).await?;
-                let result = found.ok_or_else(|| Refusal::internal("a result is missing"))?;
-                let again =
-                    ExamCompleted { exam_id: self.exam_id, result: ShownResult::from(&result) };
-                cx.send(ToStudent::Caller, &again)?;
-                return Ok(again);
-            }
             _ if closes_at.is_some_and(|at| now > at) => {
                 let by =
                     if attempt.forced_at.is_some() { EndedBy::Staff } else { EndedBy::Deadline };
                 finish_one(cx, attempt, by).await?
             }
             AttemptStatus::Paused => return Err(Refusal::Paused),
-            AttemptStatus::InProgress => finish_one(cx, attempt, EndedBy::Student).await?,
+            AttemptStatus::InProgress | AttemptStatus::Completed => {
+                finish_one(cx, attempt, EndedBy::Student).await?
+            }
         };
         Ok(ExamCompleted { exam_id: self.exam_id, result: ShownResult::from(&result) })
     }

@@ -84,7 +84,7 @@ impl Handle for ExamProgress {
             let known = stored.iter().find(|answer| answer.question == place);
             match known {
                 Some(answer) if answer.value == value => known_now.push((place, answer.version)),
-                Some(answer) if !caller.told.knows(&attempt.id, place, answer.version) => {
+                Some(answer) if !caller.told.knows(&attempt.id, place, answer.version, now) => {
                     not_taken.push(NotTaken {
                         question_index: attempt.position(place),
                         answer: answer.value.clone(),
@@ -114,7 +114,8 @@ impl Handle for ExamProgress {
             not_taken,
         };
         known_now.extend(taken.iter().map(|of| (of.question, of.version)));
-        cx.after_commit(move || caller.told.tell(&attempt.id, known_now));
+        let (exam, id) = (attempt.exam, attempt.id);
+        cx.after_commit(move || caller.told.tell((&exam, &id), known_now, now));
         cx.send(ToCaller(), &saved)?;
         Ok(saved)
     }

@@ -44,7 +44,8 @@ impl Paper {
         };
         for (place, question) in self.questions.iter().enumerate() {
             let mark = match awards.get(&question.id) {
-                Some(points) => Mark::Earned(*points),
+                // It may have been worth more when it was given.
+                Some(points) => Mark::Earned((*points).min(question.points)),
                 None => question.mark(answers.get(&place).unwrap_or(&Value::Null)),
             };
             match mark {

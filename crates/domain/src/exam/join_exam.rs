@@ -1,11 +1,16 @@
 //! `join-exam`: the one attempt, whatever the tab and however often; begun now, or as it stands.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Answer, Attempt, AttemptStatus, Exam, ExamResult, Exams, Part,
-    events::{ExamJoined, ExamSession, ParticipantJoinedExam, ShownExam, ShownResult, ToStudent},
+    events::{
+        ExamCompleted, ExamJoined, ExamSession, ParticipantJoinedExam, ShownExam, ShownResult,
+        ToStudent,
+    },
     exam_for,
     journal::Entry,
     paper::{Paper, Question},
@@ -140,7 +145,7 @@ async fn begin(cx: &mut Cx<'_>, exam: &Exam, number: i64) -> Result<Attempt, Ref
         deadline_at: attempt.deadline_at.map(|at| at.0),
     };
     let key = &app.exams.settings.journal_key;
-    let first = attempt.append(key, now, caller.user.as_str(), &started);
+    let first = attempt.append(key, now, caller.user.as_str().trim(), &started);
     if !tx.insert_attempt(tenant, &attempt).await? {
         // Another tab was faster.
         let newest = tx.lock_newest_attempt(tenant, &exam.id, &caller.user).await?;
@@ -170,8 +175,12 @@ async fn show(
         Some(attempt) => {
             let view = View::read(cx, exam, attempt).await?;
             let versions = view.answers.iter().map(|answer| (answer.question, answer.version));
-            let (id, versions) = (attempt.id.clone(), versions.collect::<Vec<_>>());
-            cx.after_commit(move || caller.told.tell(&id, versions));
+            let (exam, id, now) = (attempt.exam.clone(), attempt.id.clone(), cx.now);
+            let versions: Vec<_> = versions.collect();
+            cx.after_commit(move || match coming {
+                Coming::Asked => caller.told.tell((&exam, &id), versions, now),
+                Coming::Brought => caller.told.bring((&exam, &id), versions, now),
+            });
             Some(view)
         }
         None => None,
@@ -263,7 +272,12 @@ pub(super) fn joined(
     });
     ExamJoined {
         exam_id: exam.id.clone(),
-        exam: ShownExam::new(exam, questions.map(|all| all.iter().map(Question::shown).collect())),
+        exam: ShownExam::new(
+            exam,
+            // A running attempt keeps the time it was begun with.
+            view.map_or(exam.duration_ms, |view| view.attempt.limit_ms),
+            questions.map(|all| all.iter().map(Question::shown).collect()),
+        ),
         session,
         result: view.and_then(|view| view.result.as_ref()).map(ShownResult::from),
         server_now: now,
@@ -280,19 +294,20 @@ pub async fn restore(
     effects: &mut Vec<Effect>,
 ) -> Result<(), Refusal> {
     let now = app.clock.now();
-    let mut exams = app.exams.lost(&caller.tenant, &caller.user, now);
+    let lost = app.exams.lost(&caller.tenant, &caller.user, now);
+    let mut exams: BTreeMap<ExamId, bool> = lost.into_iter().map(|exam| (exam, true)).collect();
     if may_be_cut_off_unseen(app, now) {
-        exams.extend(running);
-        exams.sort_unstable();
-        exams.dedup();
+        for exam in running {
+            exams.entry(exam).or_default();
+        }
     }
-    exams.retain(|exam| {
+    exams.retain(|exam, _| {
         let room = room(exam);
         !caller.joined.contains(&room) && !caller.joined.has_left(&room)
     });
     let mut result = Ok(());
-    for exam in exams {
-        match bring_back(app, caller, &exam, now).await {
+    for (exam, was_lost) in exams {
+        match bring_back(app, caller, &exam, was_lost, now).await {
             Ok(brought) => effects.extend(brought),
             Err(refusal) => result = result.and(Err(refusal)),
         }
@@ -317,6 +332,7 @@ async fn bring_back(
     app: &App,
     caller: &Caller,
     exam: &ExamId,
+    was_lost: bool,
     now: Timestamp,
 ) -> Result<Vec<Effect>, Refusal> {
     let mut cx = Cx::new(app, caller, Scope::Rows, now);
@@ -332,7 +348,17 @@ async fn bring_back(
         None => part.is_staff,
     };
     if !is_in_it {
-        return Ok(Vec::new());
+        // They were in it when they were lost, so it has ended since. Who goes on hears of it with all
+        // else that was missed.
+        let has_ended = was_lost && !app.exams.pages.has(caller);
+        if let Some(attempt) = newest.filter(|of| has_ended && of.left_at.is_none()) {
+            let found = cx.tx().await?.result_of_attempt(&caller.tenant, &attempt.id).await?;
+            if let Some(result) = found {
+                let result = ShownResult::from(&result);
+                cx.send(ToStudent::Caller, &ExamCompleted { exam_id: exam.id, result })?;
+            }
+        }
+        return cx.commit().await;
     }
     show(&mut cx, &exam, newest.as_ref(), Coming::Brought).await?;
     cx.commit().await

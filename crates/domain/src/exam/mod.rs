@@ -4,7 +4,7 @@
 //! where something is written. Whatever ends an attempt, [`finish`] makes its result, once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,7 +18,7 @@ use crate::{
     contract::{Event, EventRow, Namespace, Route, ToOthers, event, route},
     dispatch::{Caller, Cx, Effect, Emit},
     identity::Role,
-    ids::{AttemptId, ExamId, ResultId, RoomId, TenantId, Timestamp, UserId},
+    ids::{AttemptId, ConnectionId, ExamId, ResultId, RoomId, TenantId, Timestamp, UserId},
     ports::{Reads, Tx},
     refusal::Refusal,
 };
@@ -39,8 +39,10 @@ pub mod leave_exam;
 pub mod number;
 pub mod paper;
 pub mod results;
+pub mod told;
 pub mod verify;
 
+pub use self::told::Told;
 use self::{
     control::ExamControl,
     events::{
@@ -55,6 +57,7 @@ use self::{
     journal::{Entry, JournalKey, JournalRow},
     leave_exam::LeaveExam,
     paper::Paper,
+    told::Pages,
 };
 
 pub const COMMANDS: &[Route] = &[
@@ -336,6 +339,7 @@ pub struct State {
     pub settings: Settings,
     papers: Mutex<HashMap<PaperKey, Arc<Paper>>>,
     lost: Mutex<Lost>,
+    pages: Pages,
     /// Before this, everybody was cut off.
     started_at: Timestamp,
 }
@@ -353,7 +357,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl State {
     pub fn new(settings: Settings, now: Timestamp) -> Self {
         let (papers, lost) = (Mutex::default(), Mutex::default());
-        Self { settings, papers, lost, started_at: now }
+        Self { settings, papers, lost, pages: Pages::default(), started_at: now }
     }
 
     /// The paper of an exam in one version.
@@ -379,6 +383,16 @@ impl State {
         }
         papers.insert(key, paper.clone());
         Ok(paper)
+    }
+
+    /// What the page of a socket that comes knows of its attempts.
+    pub fn told(&self, tenant: &TenantId, user: &UserId, connection: &ConnectionId) -> Told {
+        self.pages.told(tenant, user, connection)
+    }
+
+    /// A socket is lost: its page may come back.
+    pub fn keep_told(&self, caller: &Caller, now: Timestamp) {
+        self.pages.keep(caller, now);
     }
 
     /// A socket in an exam is gone without having left it.
@@ -409,43 +423,7 @@ impl State {
             of_user.retain(|(_, at)| at.after(RETURN_WINDOW) >= now);
             !of_user.is_empty()
         });
-    }
-}
-
-/// Which versions of answers a connection has been told or has written itself. Only those may a
-/// snapshot of it replace: what it does not know of, it cannot have meant to change. Clones are the
-/// same connection's.
-#[derive(Clone, Debug, Default)]
-pub struct Told(Arc<Mutex<Vec<(AttemptId, Versions)>>>);
-
-/// By question.
-type Versions = BTreeMap<usize, i64>;
-
-/// A connection sits few exams.
-const TOLD_ATTEMPTS: usize = 8;
-
-impl Told {
-    fn tell(&self, attempt: &AttemptId, versions: impl IntoIterator<Item = (usize, i64)>) {
-        let mut told = lock(&self.0);
-        let at = told.iter().position(|(of, _)| of == attempt).unwrap_or_else(|| {
-            if told.len() >= TOLD_ATTEMPTS {
-                told.remove(0);
-            }
-            told.push((attempt.clone(), BTreeMap::new()));
-            told.len() - 1
-        });
-        for (question, version) in versions {
-            let known = told[at].1.entry(question).or_default();
-            *known = version.max(*known);
-        }
-    }
-
-    fn knows(&self, attempt: &AttemptId, question: usize, version: i64) -> bool {
-        let told = lock(&self.0);
-        let of_attempt = told.iter().find(|(of, _)| of == attempt);
-        of_attempt
-            .and_then(|(_, versions)| versions.get(&question))
-            .is_some_and(|known| *known >= version)
+        self.pages.expire(now);
     }
 }
 
@@ -494,10 +472,19 @@ pub(crate) async fn review(cx: &mut Cx<'_>, exam: &ExamId) -> Result<(), Refusal
 }
 
 /// Locks the caller's newest attempt.
-async fn own_attempt(cx: &mut Cx<'_>, exam: &ExamId) -> Result<Attempt, Refusal> {
+async fn newest_attempt(cx: &mut Cx<'_>, exam: &ExamId) -> Result<Attempt, Refusal> {
     let caller = cx.caller;
     let found = cx.tx().await?.lock_newest_attempt(&caller.tenant, exam, &caller.user).await?;
     found.ok_or(Refusal::NotFound)
+}
+
+/// Locks the caller's newest attempt, which is the one that their page shows.
+async fn own_attempt(cx: &mut Cx<'_>, exam: &ExamId) -> Result<Attempt, Refusal> {
+    let newest = newest_attempt(cx, exam).await?;
+    match cx.caller.told.earlier(&newest, cx.now) {
+        Some(_) => Err(Refusal::AttemptClosed("this page shows an earlier attempt".into())),
+        None => Ok(newest),
+    }
 }
 
 /// Writes entries to the attempt's journal. The attempt itself is saved by the caller.
@@ -606,17 +593,5 @@ pub(crate) mod tests {
         assert_eq!(answers_in_order(&attempt, &answers), [json!(7), Value::Null, json!(3)]);
         assert_eq!(attempt.place(0), Some(2));
         assert_eq!(attempt.place(4), None);
-    }
-
-    #[test]
-    fn a_connection_knows_what_it_was_told() {
-        let told = Told::default();
-        let id = attempt().id;
-        assert!(!told.knows(&id, 0, 1));
-        told.tell(&id, [(0, 2), (1, 1)]);
-        assert!(told.knows(&id, 0, 2) && told.knows(&id, 0, 1) && !told.knows(&id, 0, 3));
-        told.tell(&id, [(0, 1)]);
-        assert!(told.knows(&id, 0, 2), "an older version is no news");
-        assert!(!told.knows(&AttemptId::new("other").unwrap(), 0, 1));
     }
 }

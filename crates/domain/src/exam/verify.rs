@@ -166,7 +166,8 @@ impl Check<'_> {
         };
         self.expect(attempt.status == status, "the status is not that of the journal");
         let student = Some(attempt.user.as_str().trim());
-        self.expect(story.student.as_deref() == student, "the student is not that of the journal");
+        let began = story.student.as_deref().map(str::trim);
+        self.expect(began == student, "the student is not that of the journal");
         let deadline_at = attempt.deadline_at.map(|at| at.0);
         self.expect(story.deadline_at == deadline_at, "the deadline is not that of the journal");
         self.expect(story.order == attempt.order, "the order is not that of the journal");

@@ -116,6 +116,10 @@ pub trait ExamWrites: Send {
         questions: &str,
         now: Timestamp,
     ) -> Result<()>;
+    /// Has the rights of the exam's listed staff looked at anew on every node, or of all who may be
+    /// staff by their role.
+    async fn review_staff(&mut self, tenant: &TenantId, exam: &ExamId, by_role: bool)
+    -> Result<()>;
     /// Replaces who is listed in the exam.
     async fn set_exam_people(
         &mut self,

@@ -78,4 +78,6 @@ pub trait LeaderboardWrites: Send {
         changed: &[Folded],
         now: Timestamp,
     ) -> Result<()>;
+    /// Boards look different though their entries have not changed.
+    async fn revise_boards(&mut self, tenant: &TenantId) -> Result<()>;
 }

@@ -20,7 +20,7 @@ pub mod upgrade;
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody as _},
     http::{
         HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
         request,
@@ -187,6 +187,10 @@ impl<E: Engine> Edge<E> {
         let sid = match (query.sid, &self.forwarder) {
             (Some(id), Some(forwarder)) => match forwarder.nodes.whose(id) {
                 Whose::Theirs(tag, sid) => {
+                    // Its owner might end the way there before it has told us.
+                    if request.body().size_hint().lower() > self.greeting.max_payload as u64 {
+                        return Err(EngineError::TooLarge);
+                    }
                     let id = format!("{tag}.{sid}");
                     let mut target = target::<E>(query.protocol, query.transport, id);
                     if is_eio3 && eio3::wants_base64(said) {

@@ -119,8 +119,10 @@ clusterStory("large messages pass, and what is too large is refused", { env: { C
   }
   const polling = await Polling.open(world.balancer, token("ben"));
   const { others } = holder(world, polling.handshake.sid);
-  const { status } = await ask(others[0], polling.handshake.sid, { method: "POST", body: "4".repeat(100_001) });
-  assert.equal(status, 413);
+  for (const size of [100_001, 3_000_000, 3_000_000, 3_000_000]) {
+    const { status } = await ask(others[0], polling.handshake.sid, { method: "POST", body: "4".repeat(size) });
+    assert.equal(status, 413, `${size} bytes`);
+  }
   ana.leaves();
 });
 

@@ -280,3 +280,117 @@ story("an exam that is open again keeps its results until it closes again", { en
   await pause(1_200);
   assert.deepEqual(ben.unheard("exam-completed").filter((e) => e.result.released), []);
 });
+
+story("what a page saved before it knew of another tab's answer does not undo that", {}, async (world) => {
+  for (const client of ["4.8", "4.4"]) {
+    const sits = { examId: `anatomy-${client}` };
+    await world.api("PUT", `/v1/exams/${sits.examId}`, exam());
+    const away = await world.person("ana", { ...COMES_BACK, reconnectionDelay: 600, client });
+    const there = await world.person("ana");
+    for (const tab of [away, there]) {
+      tab.says("join-exam", sits);
+      await tab.hears("exam-joined", ({ examId }) => examId === sits.examId);
+    }
+    await away.asks("exam-answer", { ...sits, questionIndex: 0, answer: 1 });
+    await away.asks("exam-answer", { ...sits, questionIndex: 1, answer: 1 });
+    away.socket.io.engine.close();
+    await eventually("it is away", () => !away.socket.connected);
+    // Sent when it is back: it has meant to change the second answer, and has never seen the other tab's first.
+    away.says("exam-progress", { ...sits, currentQuestion: 0, timeRemaining: 500, answers: [1, 3] });
+    await there.asks("exam-answer", { ...sits, questionIndex: 0, answer: 2 });
+    const { notTaken } = await away.hears("exam-progress-saved");
+    assert.deepEqual(notTaken, [{ questionIndex: 0, answer: 2, version: 2 }]);
+    assert.deepEqual((await there.asks("exam-complete", sits)).result.answers, [2, 3]);
+    for (const tab of [away, there]) tab.leaves();
+  }
+});
+
+story("a page that still shows the first attempt changes nothing in the second", { on: DATABASES }, async (world) => {
+  await provide(world, { attemptsAllowed: 2, shuffle: true });
+  const [old, other] = await world.people("ana", "ana");
+  const first = await joins(old);
+  await other.asks("exam-complete", EXAM);
+  const second = await joins(other);
+  assert.deepEqual([first.session.attempt_no, second.session.attempt_no], [1, 2]);
+  refused(await old.asks("exam-answer", { ...EXAM, questionIndex: 0, answer: 3 }), "ATTEMPT_CLOSED", "Failed to save answer");
+  refused(await old.asks("exam-progress", { ...EXAM, currentQuestion: 1, answers: [3, 1] }), "ATTEMPT_CLOSED", "Failed to save progress");
+  assert.equal((await old.asks("exam-complete", EXAM)).result.attempt_no, 1);
+  assert.deepEqual((await joins(other)).session.answers, []);
+  // Once it shows the second, it sits that.
+  assert.equal((await joins(old)).session.id, second.session.id);
+  await old.asks("exam-answer", { ...EXAM, questionIndex: 0, answer: 3 });
+  assert.deepEqual((await joins(other)).session.answers, [3]);
+});
+
+story("who is staff of an exam no more hears nothing more of it", { on: DATABASES }, async (world) => {
+  // Staff by the list, and by their role.
+  for (const staff of [["mia"], undefined]) {
+    await provide(world, { staff, participants: ["ana"] });
+    const mia = await world.person("mia", { claims: { role: "MENTOR" } });
+    assert.equal((await joins(mia)).session, null);
+    await provide(world, { staff: ["max"], participants: ["ana"] });
+    // Every node looks at who has changed twice a second.
+    await pause(1500);
+    const ana = await world.person("ana");
+    await joins(ana);
+    await silent("participant-joined-exam", mia);
+    for (const person of [mia, ana]) person.leaves();
+  }
+});
+
+story("a pause after the deadline keeps nothing open", { env: { CARILLON_EXAM__GRACE: "3s" } }, async (world) => {
+  await provide(world, { durationMinutes: 2 / 60 });
+  const ana = await world.person("ana");
+  const { session } = await joins(ana);
+  await pause(Date.parse(session.deadline_at) - Date.now() + 300);
+  const { body } = await world.api("POST", "/v1/exams/anatomy/control", { action: "pause" });
+  assert.equal(body.affected, 0);
+  assert.equal((await ana.hears("exam-completed", () => true, 10_000)).result.exam_id, "anatomy");
+});
+
+story("points by hand count for whom they are given, and never more than the question has", {}, async (world) => {
+  const essay = (points) => ({ questions: [{ id: "essay", kind: "essay", text: "Why?", points }] });
+  await provide(world, essay(4));
+  const ana = await world.person("ana");
+  await joins(ana);
+  await ana.asks("exam-answer", { ...EXAM, questionIndex: 0, answer: "Because." });
+  await ana.asks("exam-complete", EXAM);
+  const marked = (points) => eventually(`she has ${points}`, async () => {
+    const { body } = await world.api("GET", "/v1/exams/anatomy/results?user=ana");
+    return body.items[0].points === points;
+  });
+  const award = { userId: "ana", questionId: "essay", points: 4 };
+  const asked = await world.api("POST", "/v1/exams/anatomy/regrade", { userIds: ["ben", "ben"], awards: [award] });
+  assert.equal(asked.body.results, 1);
+  await marked(4);
+  await provide(world, essay(2));
+  await world.api("POST", "/v1/exams/anatomy/regrade", {});
+  await marked(2);
+});
+
+story("an exam that ended while a page was away is ended there, too", {}, async (world) => {
+  await provide(world);
+  for (const client of ["4.8", "4.4"]) {
+    const id = `student-${client}`;
+    const person = await world.person(id, { ...COMES_BACK, client, reconnectionDelay: 1000 });
+    await joins(person);
+    person.socket.io.engine.close();
+    await eventually("it is away", () => !person.socket.connected);
+    await world.api("POST", "/v1/exams/anatomy/control", { action: "submit", userIds: [id] });
+    assert.equal((await person.hears("exam-completed", () => true, 10_000)).examId, "anatomy");
+    await silent("exam-completed", person);
+  }
+});
+
+story("numbers are kept to the last digit, and a running attempt shows its own time", {}, async (world) => {
+  const numeric = { id: "pi", kind: "numeric", text: "How much?", correct: 11312.284133492567, tolerance: 0 };
+  await provide(world, { questions: [numeric] });
+  const ana = await world.person("ana");
+  await joins(ana);
+  await provide(world, { questions: [numeric], durationMinutes: 25 });
+  assert.equal((await joins(ana)).exam.duration_minutes, 10);
+  const saved = await ana.asks("exam-answer", { ...EXAM, questionIndex: 0, answer: 11312.284133492567 });
+  assert.equal(saved.answer, 11312.284133492567);
+  await ana.asks("exam-answer", { ...EXAM, questionIndex: 0, answer: "11312.284133492567" });
+  assert.equal((await ana.asks("exam-complete", EXAM)).result.score, 1);
+});
