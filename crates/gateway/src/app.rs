@@ -178,10 +178,9 @@ impl Node {
         let tasks = gateway.tasks.clone();
         let router = match Proxy::new(&config.proxy, metrics.clone(), tasks, stop.clone())? {
             // The backend answers preflights of its own paths.
-            Some(proxy) => router
-                .layer(origin::cors(origins))
+            Some(proxy) => origin::with_cors(router, origins)
                 .fallback(move |request: Request| proxy.clone().pass(request)),
-            None => router.fallback(health::not_found).layer(origin::cors(origins)),
+            None => origin::with_cors(router.fallback(health::not_found), origins),
         };
         let operations = bind_operations(config.operations.listen).await?;
         Ok(Self {

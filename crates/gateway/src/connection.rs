@@ -186,6 +186,9 @@ impl Connection {
     /// It is over, though the engine may hold on to it for a while.
     pub fn ended(&self) {
         drop(self.stranger());
+        if let Some(polling) = &self.polling {
+            polling.let_go();
+        }
     }
 
     /// Where events go past the engine, if they can.

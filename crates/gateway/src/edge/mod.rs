@@ -17,7 +17,7 @@ pub mod threshold;
 pub mod tls;
 pub mod upgrade;
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, fmt, net::IpAddr, sync::Arc};
 
 use axum::{
     body::{Body, HttpBody as _},
@@ -27,6 +27,7 @@ use axum::{
     },
     response::IntoResponse as _,
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use engineioxide::service::NotFoundService;
 use hyper::upgrade::Parts;
@@ -118,26 +119,28 @@ impl EngineError {
     }
 }
 
-/// What the query of an engine request says.
+/// What the query of an engine request says; of a name that is there twice the first.
+#[derive(Default)]
 struct Query<'a> {
-    transport: &'a str,
-    protocol: &'a str,
-    sid: Option<&'a str>,
+    transport: Option<Cow<'a, str>>,
+    protocol: Option<Cow<'a, str>>,
+    sid: Option<Cow<'a, str>>,
 }
 
 impl<'a> Query<'a> {
     fn parse(query: &'a str) -> Self {
-        let get = |name: &str| {
-            query
-                .split('&')
-                .filter_map(|pair| pair.split_once('='))
-                .find_map(|(key, value)| (key == name).then_some(value))
-        };
-        Self {
-            transport: get("transport").unwrap_or_default(),
-            protocol: get("EIO").unwrap_or_default(),
-            sid: get("sid"),
+        let mut parsed = Self::default();
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let place = match &*name {
+                "transport" => &mut parsed.transport,
+                "EIO" => &mut parsed.protocol,
+                "sid" => &mut parsed.sid,
+                _ => continue,
+            };
+            place.get_or_insert(value);
         }
+        parsed.sid = parsed.sid.filter(|sid| !sid.is_empty());
+        parsed
     }
 }
 
@@ -176,15 +179,17 @@ impl<E: Engine> Edge<E> {
         let uri = request.uri().clone();
         let said = uri.query().unwrap_or_default();
         let query = Query::parse(said);
-        if !matches!(query.transport, "polling" | "websocket") {
+        let transport = query.transport.as_deref().unwrap_or_default();
+        if !matches!(transport, "polling" | "websocket") {
             return Err(EngineError::UnknownTransport);
         }
-        let is_eio3 = match query.protocol {
+        let protocol = query.protocol.as_deref().unwrap_or_default();
+        let is_eio3 = match protocol {
             "4" => false,
             "3" if self.allow_eio3 => true,
             _ => return Err(EngineError::UnsupportedProtocol),
         };
-        let sid = match (query.sid, &self.forwarder) {
+        let sid = match (query.sid.as_deref(), &self.forwarder) {
             (Some(id), Some(forwarder)) => match forwarder.nodes.whose(id) {
                 Whose::Theirs(tag, sid) => {
                     // Its owner might end the way there before it has told us.
@@ -192,11 +197,11 @@ impl<E: Engine> Edge<E> {
                         return Err(EngineError::TooLarge);
                     }
                     let id = format!("{tag}.{sid}");
-                    let mut target = target::<E>(query.protocol, query.transport, id);
+                    let mut target = target::<E>(protocol, transport, id);
                     if is_eio3 && eio3::wants_base64(said) {
                         target.push_str("&b64=1");
                     }
-                    return forwarder.pass(request, query.transport, tag, &target).await;
+                    return forwarder.pass(request, transport, tag, &target).await;
                 }
                 Whose::Ours(sid) => Some(sid),
             },
@@ -226,18 +231,13 @@ impl<E: Engine> Edge<E> {
             return Err(EngineError::BadRequest);
         }
         // The engine knows of one version, and not that there are other nodes.
-        match (&connection, sid) {
-            (Some(_), Some(sid)) => {
-                *request.uri_mut() =
-                    of_session::<E>(query.transport, sid).ok_or(EngineError::UnknownSession)?;
-            }
-            _ if is_eio3 => {
-                let plain = format!("{}?EIO=4&transport={}", E::PATH, query.transport);
-                *request.uri_mut() = plain.parse().map_err(|_| EngineError::BadRequest)?;
-            }
-            _ => {}
-        }
-        match query.transport {
+        *request.uri_mut() = if let Some(sid) = sid {
+            of_session::<E>(transport, sid).ok_or(EngineError::UnknownSession)?
+        } else {
+            let plain = format!("{}?EIO=4&transport={transport}", E::PATH);
+            plain.parse().map_err(|_| EngineError::BadRequest)?
+        };
+        match transport {
             "websocket" => self.websocket(request, connection, dialect),
             _ => self.polling(request, connection, dialect).await,
         }
@@ -252,7 +252,11 @@ impl<E: Engine> Edge<E> {
         let key = request
             .headers()
             .get(header::SEC_WEBSOCKET_KEY)
-            .filter(|_| request.method() == Method::GET && is_websocket(request.headers()))
+            .filter(|key| {
+                request.method() == Method::GET
+                    && is_websocket(request.headers())
+                    && is_sound(key, request.headers())
+            })
             .cloned()
             .ok_or(EngineError::BadRequest)?;
         let protocol = subprotocol(request.headers());
@@ -306,6 +310,14 @@ impl<E: Engine> Edge<E> {
         }
         Ok(response)
     }
+}
+
+/// Whether a handshake is of a version that we speak, and its key one (RFC 6455, 4.2.1).
+fn is_sound(key: &HeaderValue, headers: &HeaderMap) -> bool {
+    let version = headers.get(header::SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes);
+    // What Node takes: 8 is 13 under the name of a draft.
+    matches!(version, Some(b"13" | b"8"))
+        && BASE64.decode(key.as_bytes()).is_ok_and(|key| key.len() == 16)
 }
 
 /// Somebody who may have to wait for a turn: as an open WebSocket, which costs less than half of a

@@ -34,6 +34,7 @@ pub const SEPARATOR: u8 = 0x1e;
 pub const NOOP: &[u8] = b"6";
 pub const PING: &[u8] = b"2";
 pub const PONG: &[u8] = b"3";
+const CLOSE: &[u8] = b"1";
 const CONNECT: &[u8] = b"40";
 const OK: &[u8] = b"ok";
 /// A body that takes longer to arrive is not waited for.
@@ -196,7 +197,14 @@ impl<E: Engine> Edge<E> {
             () = polling.is_recalled() => None,
         };
         wait.is_left = true;
-        let Some(answered) = answered else { return Ok(Bytes::from_static(NOOP)) };
+        let Some(answered) = answered else {
+            drop(wait);
+            // One that is over just now is not to be held by what is left here.
+            if connection.sid().is_none_or(|sid| self.connections.get(sid).is_none()) {
+                polling.let_go();
+            }
+            return Ok(Bytes::from_static(NOOP));
+        };
         *wait.slot = None;
         drop(wait);
         let body = answered?;
@@ -329,9 +337,20 @@ impl<E: Engine> Edge<E> {
             }
             let mut part = minimal(head, connection, Full::new(chunk));
             part.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-            last = self.ask(part).await?;
+            last = self.ask(part).await.inspect_err(|_| self.is_over(connection, polling))?;
+        }
+        // The engine would say so only if there were a socket.
+        if body.split(|byte| *byte == SEPARATOR).any(|packet| packet == CLOSE) {
+            self.is_over(connection, polling);
         }
         Ok(last)
+    }
+
+    /// The engine has ended the session, or is about to, unless a WebSocket has taken over.
+    fn is_over(&self, connection: &Connection, polling: &Polling) {
+        if let Some(sid) = connection.sid().filter(|_| !polling.is_upgraded()) {
+            self.connections.remove(sid);
+        }
     }
 
     /// Closes a polling session from our side.

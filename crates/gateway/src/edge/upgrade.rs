@@ -78,6 +78,14 @@ impl Polling {
         self.changed.notify_waiters();
     }
 
+    /// The session is over. In the engine a poll holds it, and nothing would ever end that if nobody
+    /// looked at it any more; who still waits for it sees its end.
+    pub fn let_go(&self) {
+        if let Ok(mut asked) = self.asked.try_lock() {
+            *asked = None;
+        }
+    }
+
     /// The node that passes the client's poll on is going away.
     pub fn recall(&self) {
         self.recalled.notify_waiters();

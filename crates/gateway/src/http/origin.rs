@@ -1,6 +1,14 @@
 //! Which web pages may talk to us: an exact list, on every transport.
 
-use axum::http::{HeaderMap, HeaderValue, Method, header, request::Parts};
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::Request,
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
+    middleware::{Next, from_fn},
+    response::Response,
+};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::config::App;
@@ -94,12 +102,23 @@ pub fn is_localhost(origin: &str) -> bool {
 
 /// CORS with credentials for those origins, on refusals too: a browser reports one without the
 /// headers as something else. They may send whatever headers they ask for, as with Node's.
-pub fn cors(origins: std::sync::Arc<Origins>) -> CorsLayer {
-    CorsLayer::new()
+pub fn with_cors(router: Router, origins: Arc<Origins>) -> Router {
+    let cors = CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(move |origin, _: &Parts| origins.allow_origin(origin)))
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
-        .allow_headers(AllowHeaders::mirror_request())
+        .allow_headers(AllowHeaders::mirror_request());
+    router.layer(cors).layer(from_fn(preflight))
+}
+
+/// An answer to a preflight has no content, as Node's.
+async fn preflight(request: Request, next: Next) -> Response {
+    let is_preflight = request.method() == Method::OPTIONS;
+    let mut answer = next.run(request).await;
+    if is_preflight && answer.status() == StatusCode::OK {
+        *answer.status_mut() = StatusCode::NO_CONTENT;
+    }
+    answer
 }
 
 #[cfg(test)]

@@ -1092,7 +1092,7 @@ const asks = (server, origin) => ask(`${server.url}/socket.io/?EIO=4&transport=p
 
 story("a page asks first and is told what it may send", PAGES, async ({ server }) => {
   const { status, headers } = await asks(server, PAGE);
-  assert.ok(status >= 200 && status < 300, `${status}`);
+  assert.equal(status, 204);
   assert.equal(headers["access-control-allow-origin"], PAGE);
   assert.equal(headers["access-control-allow-credentials"], "true");
   assert.match(headers["access-control-allow-methods"], /POST/);
@@ -1178,4 +1178,48 @@ story("a ping that nobody has polled when the client stays comes over the WebSoc
   await eventually("another ping comes", () => frames.length > 2);
   assert.deepEqual(frames, ["3probe", "2", "2"]);
   ws.terminate();
+});
+
+story("a polling session that ends is forgotten at once, also while a WebSocket is tried", {
+  env: { CARILLON_SERVER__PING_INTERVAL: "1s", CARILLON_SERVER__PING_TIMEOUT: "1s" },
+}, async ({ server }) => {
+  const gone = (ms) => eventually("nothing is left of it", async () => {
+    const held = await Promise.all(["connections", "sockets", "users"].map((of) => server.metric(`carillon_${of}`)));
+    return held.every((count) => count === 0);
+  }, ms);
+  // The packets that end it; none when its client is simply gone.
+  for (const packets of [["1"], ["41", "1"], ["x"], []]) {
+    for (const isProbed of [false, true]) {
+      const polling = await Polling.open(server, token("ana"));
+      let poll = polling.poll().catch(() => {});
+      if (isProbed) {
+        // What is said on CONNECT may answer the first.
+        if (await Promise.race([poll.then(() => true), pause(300)])) poll = polling.poll().catch(() => {});
+        const ws = new WebSocket(polling.url.replace("http", "ws").replace("polling", "websocket"));
+        await once(ws, "open");
+        ws.send("2probe");
+        assert.equal(String((await once(ws, "message"))[0]), "3probe");
+        await poll;
+        ws.terminate();
+      }
+      if (packets.length > 0) await polling.post(...packets);
+      await gone(packets.length > 0 ? 7_000 : 15_000);
+    }
+  }
+});
+
+story("a handshake is read as any URL, and a WebSocket's must be sound", {}, async ({ server }) => {
+  const url = `${server.url}/socket.io/`;
+  for (const [status, asked] of [
+    [200, "?EIO=%34&transport=poll%69ng"], [200, "?%45IO=4&transport=polling&sid="], [200, "?EIO=4&transport=polling&EIO=7"],
+    [400, "?EIO=4&transport=POLLING"], [400, "?eio=4&transport=polling"], [400, "?EIO=4&transport=polling&sid=%00"],
+  ]) {
+    assert.equal((await ask(url + asked)).status, status, asked);
+  }
+  const upgrade = { connection: "Upgrade", upgrade: "websocket" };
+  const sound = { "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==", "sec-websocket-version": "13" };
+  for (const wrong of [{ "sec-websocket-version": "12" }, { "sec-websocket-key": "abc" }, { "sec-websocket-key": "" }]) {
+    const { status } = await ask(url + query("websocket"), { headers: { ...upgrade, ...sound, ...wrong } });
+    assert.equal(status, 400, JSON.stringify(wrong));
+  }
 });
