@@ -3,17 +3,19 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY . .
-# Both caches stay with the builder: the next build compiles only what has changed.
+# Both caches stay with the builder: the next build compiles only what has changed. Four fifths of
+# the binary say which line of the source is where; the names of functions stay in it.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin carillon && cp target/release/carillon /carillon
+    cargo build --release --locked --bin carillon \
+    && strip --strip-debug -o /carillon target/release/carillon
 
 FROM debian:bookworm-slim
 # Certificates of authorities, for a PostgreSQL that is reached over TLS.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --home-dir /data --create-home carillon
+    && useradd --uid 10001 --home-dir /data --create-home carillon
 COPY --from=build /carillon /usr/local/bin/carillon
 USER carillon
 WORKDIR /data

@@ -262,3 +262,14 @@ story("the backend reads boards in pages and has them made anew", { on: DATABASE
   assert.deepEqual([done.status, done.body], [200, { users: 3, entries: 9, repaired: 0, complete: true }]);
   assert.deepEqual((await world.api("GET", "/v1/leaderboards/weekly?limit=2")).body, first.body);
 });
+
+story("who takes another name is shown under it to those who look", {}, async (world) => {
+  const examId = await provide(world);
+  await student(world, "ana");
+  const [ana, eve] = await world.people("ana", "eve");
+  await scores(ana, examId, 2);
+  await looks(eve);
+  await student(world, "ana", { name: "Anna Maria" });
+  const shown = (e) => e.entries[0]?.user_name === "Anna Maria";
+  await eve.hears("leaderboard-updated", shown, 5000);
+});

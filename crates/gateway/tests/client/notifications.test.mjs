@@ -1,6 +1,6 @@
 // Notifications: told at once to whoever listens, kept for whoever does not, each exactly once.
 import assert from "node:assert/strict";
-import { DATABASES, POSTGRES, eventually, refused, silent, story } from "./harness.mjs";
+import { DATABASES, POSTGRES, eventually, pause, refused, silent, story } from "./harness.mjs";
 
 const FAST = {
   env: {
@@ -274,10 +274,22 @@ story("what has expired neither counts nor comes", { on: DATABASES }, async (wor
   await silent("new-notification", ben);
 });
 
+story("what has expired is not counted into what comes after it", { on: DATABASES }, async (world) => {
+  const ana = await listener(world, "ana");
+  const expiresAt = new Date(Date.now() + 700).toISOString();
+  await sends(ana, { collapseKey: "k", message: "one", expiresAt });
+  await ana.hears("new-notification");
+  await pause(900);
+  await sends(ana, { collapseKey: "k", message: "two" });
+  const { message, count = 1 } = await ana.hears("new-notification");
+  assert.deepEqual([message, count], ["two", 1]);
+});
+
 story("a room that is not read is one notification, whatever is said in it", { on: DATABASES }, async (world) => {
   const [ana, ben] = await world.people("ana", "ben");
   for (const person of [ana, ben]) await person.joins("algebra");
   ben.leaves();
+  await eventually("Ben has left", async () => (await world.server.metric("carillon_connections")) === 1);
   const sent = [];
   for (const message of ["one", "two", "three"]) {
     sent.push(await ana.asks("send-message", { roomId: "algebra", message }));
