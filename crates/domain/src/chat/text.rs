@@ -40,10 +40,23 @@ pub fn sanitise(message: &str) -> Result<String, Refusal> {
     let clean =
         if message.contains(MARKUP) { CLEANER.clean(&message).to_string().into() } else { message };
     let clean = clean.trim();
-    if clean.is_empty() {
+    // None of the tags shows anything by itself; a space that may not break is one.
+    let shows_nothing = if clean.contains('<') {
+        is_blank(&STRIPPER.clean(clean).to_string().replace("&nbsp;", " "))
+    } else {
+        is_blank(clean)
+    };
+    if shows_nothing {
         return Err(Refusal::Required("message: nothing to show".into()));
     }
     Ok(clean.to_owned())
+}
+
+/// Whether there is nothing but white space, and characters without width.
+fn is_blank(text: &str) -> bool {
+    let is_invisible =
+        |one| matches!(one, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
+    text.chars().all(|one| one.is_whitespace() || is_invisible(one))
 }
 
 /// Takes all markup out.
@@ -175,8 +188,18 @@ mod tests {
 
     #[test]
     fn nothing_to_show_counts_as_missing() {
-        for raw in ["", "   ", "<script>alert(1)</script>"] {
+        let unseen = [
+            "<b></b>",
+            "<p><br> </p>",
+            "<a href=\"https://x.example\"></a>",
+            "\u{200b}",
+            "<b>&nbsp;</b>",
+        ];
+        for raw in ["", "   ", "<script>alert(1)</script>"].into_iter().chain(unseen) {
             assert!(matches!(sanitise(raw), Err(Refusal::Required(_))), "{raw:?}");
+        }
+        for raw in ["<b>.</b>", "\u{200d}\u{1f469}", "&lt;", "<p>2 &lt; 3</p>"] {
+            assert!(sanitise(raw).is_ok(), "{raw:?}");
         }
     }
 
