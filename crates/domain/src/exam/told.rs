@@ -15,6 +15,8 @@ use crate::{
 
 /// A page sits few exams.
 const ATTEMPTS: usize = 8;
+/// Lost pages that are remembered of a user, the newest of them.
+const PAGES: usize = 8;
 /// What a page has sent before it was told something it did not ask for is here by then. Stock
 /// clients send what they kept as soon as they are connected.
 const ARRIVING: Duration = Duration::from_secs(2);
@@ -156,6 +158,9 @@ impl Pages {
         let mut pages = lock(&self.0);
         let of_user = pages.entry((caller.tenant.clone(), caller.user.clone())).or_default();
         of_user.retain(|page| page.connection != caller.connection);
+        if of_user.len() >= PAGES {
+            of_user.remove(0);
+        }
         of_user.push(Page { connection: caller.connection.clone(), lost_at: now, shown });
     }
 
