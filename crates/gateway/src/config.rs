@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use carillon_domain::{
     TenantId,
     api::Rights,
@@ -874,22 +874,51 @@ impl fmt::Display for RateText {
     }
 }
 
-/// The variables that existing deployments set, and the keys they mean.
-type Environment = BTreeMap<String, String>;
+/// Variables by name.
+pub type Environment = BTreeMap<String, String>;
+
+/// Those that existing deployments set.
+const KNOWN_NAMES: [&str; 8] = [
+    "WEBSOCKET_PORT",
+    "REALTIME_PORT",
+    "PORT",
+    "REDIS_URL",
+    "DATABASE_URL",
+    "JWT_SECRET",
+    "ALLOWED_ORIGINS",
+    "FRONTEND_URL",
+];
+
+/// The variables of the process. One of ours that is no text is refused, others are not looked at.
+pub fn environment() -> anyhow::Result<Environment> {
+    let mut environment = Environment::new();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else { continue };
+        let is_ours = name.starts_with("CARILLON_") || KNOWN_NAMES.contains(&&*name);
+        match value.into_string() {
+            Ok(value) => _ = environment.insert(name, value),
+            // It may be a secret.
+            Err(_) => ensure!(!is_ours, "{name} is not valid UTF-8"),
+        }
+    }
+    Ok(environment)
+}
 
 impl Config {
     /// Reads the file and the environment of the process.
     pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
-        Self::from_parts(file, &std::env::vars().collect())
+        Self::from_parts(file, &environment()?)
     }
 
     /// Reads the file and the given environment.
     pub fn from_parts(file: Option<&Path>, environment: &Environment) -> anyhow::Result<Self> {
         let mut table = match file {
-            Some(path) => std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read {}", path.display()))?
-                .parse::<toml::Table>()
-                .with_context(|| format!("{} is not valid TOML", path.display()))?,
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                let parsed = text.parse::<toml::Table>().map_err(|error| fault(&text, &error));
+                parsed.with_context(|| format!("{} is not valid TOML", path.display()))?
+            }
             None => toml::Table::new(),
         };
         for (name, value) in environment {
@@ -1236,6 +1265,14 @@ fn odd(name: &str) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Where a file is not TOML, and why. The line itself may hold a secret.
+fn fault(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let before = text.get(..error.span().unwrap_or_default().start).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|one| *one != '\n').count() + 1;
+    anyhow!("line {line}, column {column}: {}", error.message())
 }
 
 /// `CARILLON_<SECTION>__<KEY>`: a TOML value, or a plain string.

@@ -622,6 +622,17 @@ impl Connections {
         }
     }
 
+    /// The WebSocket of a connection is gone. One that took over from polling may not have come as
+    /// far as to be the session's in the engine, which then knows of no end, and is told of it.
+    pub fn stream_gone(&self, connection: &Connection) {
+        if connection.polling.is_some() {
+            connection.is_killed.store(true, Ordering::Release);
+            self.killed_polling.notify_one();
+        } else if let Some(sid) = connection.sid() {
+            self.remove(sid);
+        }
+    }
+
     /// The longest that a link may have been broken when that is noticed.
     pub fn unnoticed(&self) -> Duration {
         self.limits.silent

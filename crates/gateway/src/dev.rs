@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     app::{Node, Options},
-    config::{ApiKey, App, Config, Secret, Span},
+    config::{self, ApiKey, App, Config, Secret, Span},
     log, token,
 };
 
@@ -74,15 +74,11 @@ fn config() -> anyhow::Result<Config> {
     std::fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot create {DIRECTORY}"))?;
     let secret = secret(&Path::new(DIRECTORY).join("dev-secret"))?;
     let api_key = self::secret(&Path::new(DIRECTORY).join("dev-api-key"))?;
-    let mut environment: std::collections::BTreeMap<String, String> = std::env::vars()
-        .filter(|(name, _)| {
-            name.contains("__")
-                || matches!(
-                    name.as_str(),
-                    "WEBSOCKET_PORT" | "REALTIME_PORT" | "PORT" | "DATABASE_URL"
-                )
-        })
-        .collect();
+    let mut environment = config::environment()?;
+    environment.retain(|name, _| {
+        name.contains("__")
+            || matches!(name.as_str(), "WEBSOCKET_PORT" | "REALTIME_PORT" | "PORT" | "DATABASE_URL")
+    });
     environment.insert("JWT_SECRET".into(), secret);
     environment.entry("CARILLON_OPERATIONS__LISTEN".into()).or_insert("127.0.0.1:0".into());
     let mut config = Config::from_parts(None, &environment)?;

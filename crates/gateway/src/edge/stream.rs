@@ -94,9 +94,7 @@ impl<T> Drop for Stream<T> {
         self.connection.end_outlet();
         if self.connection.stream_closed() {
             self.connection.ended();
-            if let Some(sid) = self.connection.sid() {
-                self.connections.remove(sid);
-            }
+            self.connections.stream_gone(&self.connection);
         }
     }
 }

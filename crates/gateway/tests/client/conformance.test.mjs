@@ -1183,10 +1183,10 @@ story("a ping that nobody has polled when the client stays comes over the WebSoc
 story("a polling session that ends is forgotten at once, also while a WebSocket is tried", {
   env: { CARILLON_SERVER__PING_INTERVAL: "1s", CARILLON_SERVER__PING_TIMEOUT: "1s" },
 }, async ({ server }) => {
-  const gone = (ms) => eventually("nothing is left of it", async () => {
-    const held = await Promise.all(["connections", "sockets", "users"].map((of) => server.metric(`carillon_${of}`)));
-    return held.every((count) => count === 0);
-  }, ms);
+  // The gauges are set twice a second.
+  const held = () => Promise.all(["connections", "sockets"].map((of) => server.metric(`carillon_${of}`)));
+  const there = () => eventually("it is there", async () => (await held()).join() === "1,1");
+  const gone = (ms) => eventually("nothing is left of it", async () => (await held()).join() === "0,0", ms);
   // The packets that end it; none when its client is simply gone.
   for (const packets of [["1"], ["41", "1"], ["x"], []]) {
     for (const isProbed of [false, true]) {
@@ -1202,10 +1202,35 @@ story("a polling session that ends is forgotten at once, also while a WebSocket 
         await poll;
         ws.terminate();
       }
+      await there();
       if (packets.length > 0) await polling.post(...packets);
-      await gone(packets.length > 0 ? 7_000 : 15_000);
+      // Silence is noticed later.
+      await gone(packets.length > 0 ? 5_000 : 25_000);
     }
   }
+});
+
+story("a client whose link breaks while it moves to a WebSocket is gone", {
+  env: { CARILLON_SERVER__PING_INTERVAL: "1s", CARILLON_SERVER__PING_TIMEOUT: "1s" },
+}, async ({ server }) => {
+  for (let n = 0; n < 60; n += 1) {
+    const polling = await Polling.open(server, token(`user-${n}`));
+    const ws = new WebSocket(polling.url.replace("http", "ws").replace("polling", "websocket"));
+    ws.on("error", () => {});
+    await once(ws, "open");
+    ws.send("2probe");
+    await once(ws, "message");
+    const link = ws._socket;
+    ws.send("5");
+    // Anywhere between the last word of its own and the server's first.
+    setTimeout(() => link.resetAndDestroy(), (n % 6) * 0.4);
+    await once(ws, "close");
+  }
+  await pause(1500);
+  await eventually("nothing is left of them", async () => {
+    const held = await Promise.all(["connections", "sockets", "users"].map((of) => server.metric(`carillon_${of}`)));
+    return held.every((count) => count === 0);
+  }, 12_000);
 });
 
 story("a handshake is read as any URL, and a WebSocket's must be sound", {}, async ({ server }) => {

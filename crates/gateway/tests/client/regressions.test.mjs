@@ -441,6 +441,29 @@ test("the configuration is shown without any password", async () => {
   }
 });
 
+test("a fault in the configuration is told without the secret in it", async () => {
+  const run = promisify(execFile);
+  const file = path.join(directory, "fault.toml");
+  const check = 'exec "$0" config check --config "$1"';
+  for (const [toml, shell, told] of [
+    ['title = 1\n[[apps]]\nsecret = "hidden\n', check, /line 3, column \d+/],
+    ["[exam]\njournal_key = hidden\n", check, /line 2, column 15/],
+    ["", `JWT_SECRET=$(printf 'hidden\\377') ${check}`, /JWT_SECRET is not valid UTF-8/],
+    ["", `CARILLON_EXAM__JOURNAL_KEY=$(printf 'hidden\\377') ${check}`, /CARILLON_EXAM__JOURNAL_KEY is not valid UTF-8/],
+  ]) {
+    writeFileSync(file, toml);
+    const env = { PATH: process.env.PATH, JWT_SECRET: SECRET };
+    const { code, stdout, stderr } = await run("sh", ["-c", shell, binary, file], { env, cwd: directory }).catch((error) => error);
+    assert.equal(code, 1, `${stdout}${stderr}`);
+    assert.match(stderr, told);
+    assert.ok(!`${stdout}${stderr}`.includes("hidden"), stderr);
+  }
+  // What is not ours is not looked at.
+  writeFileSync(file, "");
+  const env = { PATH: process.env.PATH, JWT_SECRET: SECRET };
+  await run("sh", ["-c", `GREETING=$(printf 'caf\\351') ${check}`, binary, file], { env, cwd: directory });
+});
+
 story("the same clientMsgId with another file is another message, and refused", { on: DATABASES }, async (world) => {
   const [ana, ben] = await world.people("ana", "ben");
   for (const person of [ana, ben]) await person.joins("algebra");

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 mod attempts;
+mod audit;
 mod conformance;
 mod exams;
 mod groups;
