@@ -246,7 +246,8 @@ impl Node {
         self.health.drain();
         // Balancers stop sending before the listener closes.
         tokio::time::sleep(self.drain_notice).await;
-        shutdown::drain(&self.gateway, self.cluster.as_deref(), &stop, self.drain).await;
+        let at_most = self.drain.saturating_sub(self.drain_notice);
+        shutdown::drain(&self.gateway, self.cluster.as_deref(), &stop, at_most).await;
         end.cancel();
         let ended = match failed {
             Some(ended) => ended.context("a job has failed").and_then(|()| bail!("the jobs ended")),

@@ -71,7 +71,7 @@ pub struct Server {
     /// Whether `socket.io-client` 1.x and 2.x may connect, which speak Engine.IO 3; Node's
     /// `allowEIO3`.
     pub allow_eio3: bool,
-    /// How long a drain may take after SIGTERM.
+    /// How long a drain may take after SIGTERM, its notice included.
     pub drain: Span,
     /// Between `/readyz` turning 503 and the listener closing.
     pub drain_notice: Span,
@@ -197,7 +197,7 @@ pub struct Auth {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Commands of a user across all sockets, by class: `message`, `typing`, `read`, `room`,
+    /// Commands of a user across all sockets of a node, by class: `message`, `typing`, `read`, `room`,
     /// `exam`, `leaderboard`, `notification`, `study_group`, `api`, `auth`, `heartbeat`, `invalid`; for example `message = "60/1m"`.
     pub rates: BTreeMap<String, RateText>,
     /// Bytes queued for a client that does not read, before it is closed.

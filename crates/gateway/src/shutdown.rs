@@ -14,6 +14,8 @@ use crate::{connection::Closing, edge::forward::Forwarder, gateway::Gateway};
 
 /// Between two waves of closing; a balancer and a database see a slope, not a wall.
 const WAVE: Duration = Duration::from_millis(100);
+/// What is noted at the end takes a moment.
+const LAST: Duration = Duration::from_millis(500);
 /// Closed in one wave, 50 a second, unless that took more than three quarters of what a drain may
 /// take. Each client is away for a second or two however long the drain takes, and the slower they
 /// come, the less do the others wait.
@@ -38,7 +40,7 @@ pub async fn drain(
     stop: &CancellationToken,
     at_most: Duration,
 ) {
-    let deadline = Instant::now() + at_most;
+    let deadline = Instant::now() + at_most.saturating_sub(LAST);
     tracing::info!("draining");
     let closing = gateway.connections.all().len() + forwarder.map_or(0, Forwarder::tunnels);
     let waves = u32::try_from(closing.div_ceil(AT_ONCE)).unwrap_or(u32::MAX);

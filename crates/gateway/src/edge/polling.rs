@@ -303,7 +303,13 @@ impl<E: Engine> Edge<E> {
             return Err(EngineError::BadRequest);
         };
         let received = timeout(BODY_TIMEOUT, axum::body::to_bytes(body, self.greeting.max_payload));
-        let body = match received.await {
+        let received = tokio::select! {
+            biased;
+            received = received => received,
+            // Nobody waits for the rest of it.
+            () = connection.is_over() => return Err(EngineError::UnknownSession),
+        };
+        let body = match received {
             Ok(Ok(body)) => body,
             Ok(Err(_)) => return Err(EngineError::TooLarge),
             Err(_) => {

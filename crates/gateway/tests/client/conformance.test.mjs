@@ -4,6 +4,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import http from "node:http";
+import net from "node:net";
 import { after, before, test } from "node:test";
 import { WebSocket } from "ws";
 import { Fixture, ask } from "./fixture.mjs";
@@ -1231,6 +1232,19 @@ story("a client whose link breaks while it moves to a WebSocket is gone", {
     const held = await Promise.all(["connections", "sockets", "users"].map((of) => server.metric(`carillon_${of}`)));
     return held.every((count) => count === 0);
   }, 12_000);
+});
+
+story("half a POST keeps no server from going away", {}, async ({ server }) => {
+  const polling = await Polling.open(server, token("ana"));
+  const { pathname, search } = new URL(polling.url);
+  const link = net.connect(server.port, "127.0.0.1").on("error", () => {});
+  link.write(`POST ${pathname}${search} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n42[`);
+  await pause(300);
+  const began = Date.now();
+  assert.deepEqual(await server.terminate(), { code: 0, signal: null });
+  // A drain may take 20 s.
+  assert.ok(Date.now() - began < 10_000, `${Date.now() - began} ms`);
+  link.destroy();
 });
 
 story("a handshake is read as any URL, and a WebSocket's must be sound", {}, async ({ server }) => {
