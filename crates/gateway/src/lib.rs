@@ -48,7 +48,7 @@ use crate::{
 
 /// The Socket.IO-compatible realtime platform for education.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "carillon", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

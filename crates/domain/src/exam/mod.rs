@@ -39,7 +39,7 @@ pub mod leave_exam;
 pub mod number;
 pub mod paper;
 pub mod results;
-pub mod told;
+mod told;
 pub mod verify;
 
 pub use self::told::Told;
