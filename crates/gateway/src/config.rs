@@ -28,7 +28,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use url::Url;
 
-use crate::http::keys;
+use crate::http::{keys, origin};
 
 /// Everything. Sections that a deployment does not mention keep their defaults.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -1058,6 +1058,12 @@ impl Config {
         }
         let mut owners: BTreeMap<&str, (&str, &TenantId)> = BTreeMap::new();
         for app in &self.apps {
+            for origin in app.allowed_origins.iter().filter(|origin| origin::is_nobodys(origin)) {
+                odd.push(format!(
+                    "the app {:?} allows {origin:?}, which is no page's origin",
+                    app.id
+                ));
+            }
             let mut ids = BTreeSet::new();
             for key in &app.keys {
                 if let Some(id) = &key.id

@@ -108,7 +108,9 @@ impl<E: Engine> Edge<E> {
             Method::POST => self.post(&head, body, &connection, polling).await.map(answer),
             _ => Err(EngineError::BadRequest),
         };
-        if let (Err(EngineError::UnknownSession), Some(sid)) = (&answer, connection.sid()) {
+        // One that was killed is removed when the engine has been told, too.
+        let is_unknown = matches!(answer, Err(EngineError::UnknownSession));
+        if let Some(sid) = connection.sid().filter(|_| is_unknown && !connection.is_killed()) {
             self.connections.remove(sid);
         }
         answer

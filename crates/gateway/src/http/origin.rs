@@ -86,6 +86,16 @@ fn written(origin: &str) -> Vec<String> {
     }
 }
 
+/// Whether no page has that origin: one is a scheme, a host and a port that is not the scheme's own.
+pub fn is_nobodys(origin: &str) -> bool {
+    let is_somebodys = |one: &String| {
+        !one.starts_with("http")
+            || !one.contains('*')
+                && url::Url::parse(one).is_ok_and(|url| url.origin().ascii_serialization() == *one)
+    };
+    !written(origin).iter().any(is_somebodys)
+}
+
 pub fn is_localhost(origin: &str) -> bool {
     url::Url::parse(origin).is_ok_and(|url| {
         matches!(url.scheme(), "http" | "https")
@@ -125,6 +135,31 @@ async fn preflight(request: Request, next: Next) -> Response {
 mod tests {
     use super::*;
     use crate::config::Secret;
+
+    #[test]
+    fn an_origin_that_no_page_has_is_known() {
+        for origin in [
+            "*",
+            "https://*.example",
+            "https://app.example/path",
+            "",
+            "https://",
+            "a b",
+            "https://x:443",
+        ] {
+            assert!(is_nobodys(origin), "{origin}");
+        }
+        for origin in [
+            "https://app.example",
+            "https://App.example/",
+            "campus.example",
+            "http://127.0.0.1:5173",
+            "[::1]:3000",
+            "capacitor://localhost",
+        ] {
+            assert!(!is_nobodys(origin), "{origin}");
+        }
+    }
 
     #[test]
     fn origins_are_matched_exactly() {
