@@ -13,7 +13,7 @@ use super::{
 use crate::{
     contract::{Class, Command, Handle, Policy},
     dispatch::Cx,
-    ids::ExamId,
+    ids::{AttemptId, ExamId},
     refusal::{Code, Refusal},
 };
 
@@ -37,32 +37,40 @@ impl Command for ExamComplete {
 
 impl Handle for ExamComplete {
     async fn handle(self, cx: &mut Cx<'_>) -> Result<ExamCompleted, Refusal> {
-        let (app, tenant, now) = (cx.app, &cx.caller.tenant, cx.now);
+        let (app, now) = (cx.app, cx.now);
         let attempt = newest_attempt(cx, &self.exam_id).await?;
         // A page that shows an earlier attempt means that one, which has ended.
-        let ended = match attempt.status {
-            AttemptStatus::Completed => Some(attempt.id.clone()),
-            _ => cx.caller.told.earlier(&attempt, now),
-        };
-        let closes_at = attempt.closes_at(app.exams.settings.grace);
-        if let Some(ended) = ended {
-            let found = cx.tx().await?.result_of_attempt(tenant, &ended).await?;
-            let result = found.ok_or_else(|| Refusal::internal("a result is missing"))?;
-            let again = ExamCompleted { exam_id: self.exam_id, result: ShownResult::from(&result) };
-            cx.send(ToStudent::Caller, &again)?;
-            return Ok(again);
+        if let Some(earlier) = cx.caller.told.earlier(&attempt, now) {
+            return tell_again(cx, self.exam_id, &earlier).await;
         }
-        let result = match attempt.status {
+        let closes_at = attempt.closes_at(app.exams.settings.grace);
+        let by = match attempt.status {
+            AttemptStatus::Completed => return tell_again(cx, self.exam_id, &attempt.id).await,
             _ if closes_at.is_some_and(|at| now > at) => {
-                let by =
-                    if attempt.forced_at.is_some() { EndedBy::Staff } else { EndedBy::Deadline };
-                finish_one(cx, attempt, by).await?
+                if attempt.forced_at.is_some() {
+                    EndedBy::Staff
+                } else {
+                    EndedBy::Deadline
+                }
             }
             AttemptStatus::Paused => return Err(Refusal::Paused),
-            AttemptStatus::InProgress | AttemptStatus::Completed => {
-                finish_one(cx, attempt, EndedBy::Student).await?
-            }
+            AttemptStatus::InProgress => EndedBy::Student,
         };
+        let result = finish_one(cx, attempt, by).await?;
         Ok(ExamCompleted { exam_id: self.exam_id, result: ShownResult::from(&result) })
     }
+}
+
+/// Tells the caller of an attempt that has ended.
+pub(super) async fn tell_again(
+    cx: &mut Cx<'_>,
+    exam_id: ExamId,
+    attempt: &AttemptId,
+) -> Result<ExamCompleted, Refusal> {
+    let tenant = &cx.caller.tenant;
+    let found = cx.tx().await?.result_of_attempt(tenant, attempt).await?;
+    let result = found.ok_or_else(|| Refusal::internal("a result is missing"))?;
+    let again = ExamCompleted { exam_id, result: ShownResult::from(&result) };
+    cx.send(ToStudent::Caller, &again)?;
+    Ok(again)
 }

@@ -7,10 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Answer, Attempt, AttemptStatus, Exam, ExamResult, Exams, Part,
-    events::{
-        ExamCompleted, ExamJoined, ExamSession, ParticipantJoinedExam, ShownExam, ShownResult,
-        ToStudent,
-    },
+    events::{ExamJoined, ExamSession, ParticipantJoinedExam, ShownExam, ShownResult, ToStudent},
+    exam_complete::tell_again,
     exam_for,
     journal::Entry,
     paper::{Paper, Question},
@@ -352,11 +350,7 @@ async fn bring_back(
         // else that was missed.
         let has_ended = was_lost && !app.exams.pages.has(caller);
         if let Some(attempt) = newest.filter(|of| has_ended && of.left_at.is_none()) {
-            let found = cx.tx().await?.result_of_attempt(&caller.tenant, &attempt.id).await?;
-            if let Some(result) = found {
-                let result = ShownResult::from(&result);
-                cx.send(ToStudent::Caller, &ExamCompleted { exam_id: exam.id, result })?;
-            }
+            tell_again(&mut cx, exam.id, &attempt.id).await?;
         }
         return cx.commit().await;
     }

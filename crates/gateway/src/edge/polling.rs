@@ -345,17 +345,17 @@ impl<E: Engine> Edge<E> {
             }
             let mut part = minimal(head, connection, Full::new(chunk));
             part.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-            last = self.ask(part).await.inspect_err(|_| self.is_over(connection, polling))?;
+            last = self.ask(part).await.inspect_err(|_| self.forget(connection, polling))?;
         }
-        // The engine would say so only if there were a socket.
+        // The engine tells of the end of sockets, and this session may have none.
         if body.split(|byte| *byte == SEPARATOR).any(|packet| packet == CLOSE) {
-            self.is_over(connection, polling);
+            self.forget(connection, polling);
         }
         Ok(last)
     }
 
     /// The engine has ended the session, or is about to, unless a WebSocket has taken over.
-    fn is_over(&self, connection: &Connection, polling: &Polling) {
+    fn forget(&self, connection: &Connection, polling: &Polling) {
         if let Some(sid) = connection.sid().filter(|_| !polling.is_upgraded()) {
             self.connections.remove(sid);
         }

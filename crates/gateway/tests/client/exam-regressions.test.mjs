@@ -322,6 +322,17 @@ story("a page that still shows the first attempt changes nothing in the second",
   assert.deepEqual((await joins(other)).session.answers, [3]);
 });
 
+story("a page is told how the attempt that it shows has ended, whatever came after", {}, async (world) => {
+  await provide(world, { attemptsAllowed: 2 });
+  const [old, other] = await world.people("ana", "ana");
+  await joins(old);
+  for (const attempt of [1, 2]) {
+    if (attempt === 2) await joins(other);
+    assert.equal((await other.asks("exam-complete", EXAM)).result.attempt_no, attempt);
+  }
+  assert.equal((await old.asks("exam-complete", EXAM)).result.attempt_no, 1);
+});
+
 story("who is staff of an exam no more hears nothing more of it", { on: DATABASES }, async (world) => {
   // Staff by the list, and by their role.
   for (const staff of [["mia"], undefined]) {
