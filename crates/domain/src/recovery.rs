@@ -120,6 +120,8 @@ pub struct Session {
 #[derive(Clone, Debug)]
 pub struct Recovered {
     pub connection: ConnectionId,
+    /// [`Session::generation`] since it was taken.
+    pub generation: i64,
     /// Everything durable after this is to be sent.
     pub after: Offset,
     /// The chat rooms it was in and belongs to, and up to where each was shown when it joined.
@@ -184,9 +186,9 @@ pub async fn take(
     let taken = app.store.take_session(&session, claim, app.returning.node()).await?;
     let Some(rooms) = taken else { return Ok(None) };
     let after = after(&session, claim);
-    let Session { tenant, connection, .. } = session;
+    let Session { tenant, connection, generation, .. } = session;
     app.returning.add(Noted { tenant, connection: connection.clone(), change: Change::WentOn });
-    Ok(Some(Recovered { connection, after, rooms }))
+    Ok(Some(Recovered { connection, generation: generation + 1, after, rooms }))
 }
 
 #[cfg(test)]

@@ -241,6 +241,8 @@ pub enum Ending {
     Closed,
     /// The server has ended it for good.
     Cut,
+    /// Another socket has gone on with all that is kept of it.
+    Superseded,
 }
 
 /// A socket is gone: its user stops typing where no other socket of theirs is, and goes offline
@@ -255,6 +257,7 @@ pub fn disconnected(app: &App, caller: &Caller, ending: Ending) -> Vec<Effect> {
         Ending::Lost | Ending::Closed if caller.joined.all().is_empty() && !is_kept => {}
         Ending::Lost | Ending::Closed => app.returning.note(caller, Change::Lost(now)),
         Ending::Cut => app.returning.note(caller, Change::Gone(caller.user.clone())),
+        Ending::Superseded => {}
     }
     if ending == Ending::Lost {
         app.exams.keep_told(caller, now);

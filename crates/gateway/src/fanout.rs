@@ -24,7 +24,7 @@ use carillon_domain::{
     leaderboard::Board,
     presence::elsewhere::News,
     recovery::Recovered,
-    session,
+    session::{self, Ending},
 };
 use carillon_redis_adapter::{Broadcast, event_frame};
 use serde_json::value::RawValue;
@@ -39,6 +39,7 @@ use crate::{
     metrics::Metrics,
     progress::{Concern, Memory, Progress},
     socketio::{Adapter, NodeHub, Seat},
+    superseded::Superseded,
 };
 
 pub type Room = Cow<'static, str>;
@@ -108,6 +109,7 @@ pub struct Fanout {
     pub boards: Boards,
     /// Whose token runs out when.
     pub expiries: Expiries,
+    pub superseded: Superseded,
 }
 
 /// Everything durable of one tenant passes it.
@@ -132,7 +134,7 @@ impl Fanout {
         peers: Option<Arc<Peers>>,
     ) -> Self {
         let (lanes, memory, crowds) = (Mutex::default(), Memory::default(), Mutex::default());
-        let (hole, boards) = (Notify::new(), Boards::default());
+        let (hole, boards, superseded) = (Notify::new(), Boards::default(), Superseded::default());
         Self {
             peers,
             hub,
@@ -146,6 +148,7 @@ impl Fanout {
             hole,
             boards,
             expiries,
+            superseded,
         }
     }
 
@@ -246,21 +249,24 @@ impl Fanout {
         seat.connected_at(self.domain.clock.now()) <= at.after(SKEW)
     }
 
-    /// The socket of that public id that was there then ends, in favour of another one. Whether it is
-    /// of this node.
+    /// The socket that has the session of that public id, in that generation or an earlier one, ends
+    /// in favour of another one; it may not have arrived yet. Whether it is of this node.
     pub fn supersede(
         &self,
         tenant: &TenantId,
         user: &UserId,
         id: &ConnectionId,
-        at: Timestamp,
+        generation: i64,
     ) -> bool {
+        self.superseded.note(id, generation);
         let seats = self.seats_of(tenant, user);
         let is_meant =
-            |seat: &&Arc<Seat>| seat.caller.connection == *id && self.was_there(seat, at);
+            |seat: &&Arc<Seat>| seat.caller.connection == *id && seat.generation <= generation;
         let seat = seats.iter().find(is_meant);
         if let Some(seat) = seat {
-            seat.supersede();
+            // Whoever goes on waits for the end of one that the others know of, and takes what it leaves.
+            let is_known = self.domain.presence.is_connection(id.as_str());
+            seat.end_as(if is_known { Ending::Lost } else { Ending::Superseded });
             self.cut(seat);
         }
         seat.is_some()

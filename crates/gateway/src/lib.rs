@@ -30,6 +30,7 @@ mod proxy;
 mod shutdown;
 pub mod socketio;
 mod strangers;
+mod superseded;
 mod token;
 mod verify;
 

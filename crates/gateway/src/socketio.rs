@@ -2,10 +2,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -69,7 +66,10 @@ pub struct Seat {
     renewed: Mutex<Option<Arc<Caller>>>,
     /// Until it has arrived.
     pending: Mutex<Option<Box<Pending>>>,
-    is_superseded: AtomicBool,
+    /// The generation in which it has its session.
+    pub generation: i64,
+    /// How it ends, where that is not for the engine to say.
+    ending: OnceLock<Ending>,
     to_show: Mutex<ToShow>,
 }
 
@@ -108,9 +108,20 @@ impl Seat {
         self.issue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another socket goes on in its place.
-    pub fn supersede(&self) {
-        self.is_superseded.store(true, Ordering::Release);
+    /// Whatever ends it for the engine, this is how it has ended.
+    pub fn end_as(&self, ending: Ending) {
+        // Said twice, the first counts.
+        let _ = self.ending.set(ending);
+    }
+
+    /// Ends it where somebody else has gone on with its session before it had arrived.
+    fn gives_way(&self, gateway: &Gateway) -> bool {
+        let is_late = gateway.fanout.superseded.covers(&self.caller.connection, self.generation);
+        if is_late {
+            self.end_as(Ending::Superseded);
+            gateway.fanout.cut(self);
+        }
+        is_late
     }
 
     /// When it came.
@@ -162,6 +173,9 @@ impl Seat {
 
     /// Tells the others, once, before anything else of this socket is handled.
     pub async fn arrive(self: &Arc<Self>, gateway: &Gateway) {
+        if self.gives_way(gateway) {
+            return;
+        }
         let Some(pending) = self.pending().take() else { return };
         let Pending { resuming, turn, expected } = *pending;
         // Now, so that a newer token which the client shows at once finds it.
@@ -198,6 +212,10 @@ impl Seat {
             // Closed again before it had heard all of that, its client would ask for it for ever.
             domain.returning.note(&caller, Change::Closed);
             gateway.connections.kill(&self.connection, Closing::TooMuch);
+            return;
+        }
+        // From here on it is found by who goes on with its session.
+        if self.gives_way(gateway) {
             return;
         }
         let rooms = recovered.rooms.iter().map(|(room, _)| room.clone()).collect();
@@ -282,16 +300,17 @@ impl Seat {
 
     /// Tells the others, after everything this socket had asked for.
     pub async fn leave(&self, gateway: &Arc<Gateway>, reason: DisconnectReason) {
-        let ending = match reason {
-            _ if self.is_superseded.load(Ordering::Acquire) => Ending::Lost,
+        let ending = self.ending.get().copied().unwrap_or(match reason {
             DisconnectReason::ServerNSDisconnect => Ending::Cut,
             DisconnectReason::ClientNSDisconnect => Ending::Closed,
             _ => Ending::Lost,
-        };
+        });
         if self.pending().take().is_some() {
             // Gone before anybody was told that it came. What was noted of it is forgotten in time.
-            let lost = Change::Lost(gateway.domain.clock.now());
-            gateway.domain.returning.note(&self.caller, lost);
+            if ending != Ending::Superseded {
+                let lost = Change::Lost(gateway.domain.clock.now());
+                gateway.domain.returning.note(&self.caller, lost);
+            }
             return;
         }
         let effects = session::disconnected(&gateway.domain, &self.caller, ending);
@@ -425,6 +444,10 @@ async fn connect(
         note_come(gateway, &caller, kept.pid.as_deref());
     }
     socket.join(rooms);
+    let generation = match &kept.resuming {
+        Some(Resuming::From(recovered)) => recovered.generation,
+        _ => 0,
+    };
     let pending = Pending { resuming: kept.resuming, turn: kept.turn, expected };
     let seat = Arc::new(Seat {
         caller: Arc::new(caller),
@@ -437,7 +460,8 @@ async fn connect(
         since: Instant::now(),
         renewed: Mutex::default(),
         pending: Mutex::new(Some(Box::new(pending))),
-        is_superseded: AtomicBool::new(false),
+        generation,
+        ending: OnceLock::new(),
         to_show: Mutex::default(),
     });
     socket.extensions.insert(seat.clone());
@@ -538,13 +562,14 @@ async fn recover(
 /// The older socket of that id is closed first, wherever it is.
 async fn end_older(gateway: &Gateway, (tenant, user, _): Key<'_>, session: &Session) {
     let (presence, id) = (&gateway.domain.presence, &session.connection);
-    if !presence.is_connection(id.as_str()) {
+    // Who has just taken it is not known to anybody yet.
+    if !presence.is_connection(id.as_str()) && session.lost_at.is_some() {
         return;
     }
-    let now = gateway.domain.clock.now();
-    let is_here = gateway.fanout.supersede(tenant, user, id, now);
+    let is_here = gateway.fanout.supersede(tenant, user, id, session.generation);
     if let Some(peers) = &gateway.peers {
-        peers.talk.say(What::Supersede(tenant.clone(), user.clone(), id.clone(), now));
+        let what = What::GoOn(tenant.clone(), user.clone(), id.clone(), session.generation);
+        peers.talk.say(what);
     }
     // Its node was killed: there is nobody to end it, and the others forget it in a while.
     if session.lost_at.is_some() && !is_here {

@@ -64,8 +64,8 @@ pub enum What {
     Bye,
     /// Every socket of the user that came before is disconnected for good.
     Cut(TenantId, UserId, Timestamp),
-    /// Another socket goes on in place of the user's one of that id that came before.
-    Supersede(TenantId, UserId, ConnectionId, Timestamp),
+    /// Another socket goes on with the session of that public id, as it was in that generation.
+    GoOn(TenantId, UserId, ConnectionId, i64),
     /// No socket of the user hears the room any more.
     Expel(TenantId, UserId, RoomId),
     /// Those who look at boards are shown them again.
@@ -167,7 +167,7 @@ impl Talk {
         let mut state = self.lock();
         // Later it does nothing to whoever has come meanwhile, and the rest is told anew or is found
         // in the database.
-        let may_be_repeated = matches!(what, What::Cut(..) | What::Supersede(..));
+        let may_be_repeated = matches!(what, What::Cut(..) | What::GoOn(..));
         let Some(said) = self.written(state.told, what) else { return };
         if may_be_repeated {
             state.to_repeat.push_back((Instant::now(), said.clone()));
@@ -347,8 +347,8 @@ impl Talk {
             }
             What::Bye => {}
             What::Cut(tenant, user, at) => gateway.fanout.cut_user(&tenant, &user, at),
-            What::Supersede(tenant, user, id, at) => {
-                gateway.fanout.supersede(&tenant, &user, &id, at);
+            What::GoOn(tenant, user, id, generation) => {
+                gateway.fanout.supersede(&tenant, &user, &id, generation);
             }
             What::Expel(tenant, user, room) => gateway.fanout.expel(&tenant, &user, &room),
             What::ShowBoards(tenant) => gateway.fanout.boards.show_again(&tenant),

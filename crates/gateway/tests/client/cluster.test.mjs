@@ -120,6 +120,23 @@ together("what Redis did not carry is made up for when it is back", {}, async (c
   assert.deepEqual([again.socket.connected, newer.raw.frames.includes("41")], [true, false]);
 });
 
+together("a session that two nodes are asked for at once goes on at one of them", { nodes: 3 }, async (cluster) => {
+  const [first, ...others] = cluster.nodes;
+  const sessions = await Promise.all(Array.from({ length: 40 }, (_, n) => enters(first, `ana${n}`)));
+  await pause(300);
+  const heirs = [];
+  for (const [n, { raw, pid }] of sessions.entries()) {
+    raw.close();
+    await pause(30);
+    heirs.push(await Promise.all(others.map((node) => enters(node, `ana${n}`, { pid }))));
+  }
+  await pause(1000);
+  for (const [n, pair] of heirs.entries()) {
+    const went = pair.filter(({ sid, raw }) => sid === sessions[n].sid && !raw.frames.includes("41"));
+    assert.equal(went.length, 1, `${n}: ${JSON.stringify(pair.map(({ sid, raw }) => [sid, raw.wire]))}`);
+  }
+});
+
 together("what is done once is done by one node, and by another when that is gone", { nodes: 3 }, async (cluster) => {
   const first = await cluster.holder();
   await first.kill();
