@@ -1,6 +1,9 @@
 # The gateway in an image of its own: `docker build -t carillon .`
 
 FROM rust:1.95-slim-bookworm AS build
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends make \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 # Both caches stay with the builder: the next build compiles only what has changed. Four fifths of
@@ -20,8 +23,6 @@ COPY --from=build /carillon /usr/local/bin/carillon
 USER carillon
 WORKDIR /data
 VOLUME /data
-# The C library's allocator gives back what a flood of large frames took (docs/OPERATIONS.md).
-ENV MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=131072 MALLOC_TRIM_THRESHOLD_=131072
 # SQLite unless DATABASE_URL says otherwise. The operations address is for the container's
 # network, where metrics are scraped from; publish its port only to those who may read them.
 ENV DATABASE_URL=sqlite:/data/carillon.db \

@@ -415,6 +415,7 @@ async fn connect(
         }
     };
     connection.enter();
+    let generation = kept.generation();
     let told = gateway.domain.exams.told(&identity.tenant, &identity.user.id, &kept.connection);
     let caller = Caller {
         app: Some(identity.app),
@@ -444,10 +445,6 @@ async fn connect(
         note_come(gateway, &caller, kept.pid.as_deref());
     }
     socket.join(rooms);
-    let generation = match &kept.resuming {
-        Some(Resuming::From(recovered)) => recovered.generation,
-        _ => 0,
-    };
     let pending = Pending { resuming: kept.resuming, turn: kept.turn, expected };
     let seat = Arc::new(Seat {
         caller: Arc::new(caller),
@@ -518,6 +515,16 @@ struct Kept {
     resuming: Option<Resuming>,
     /// Its turn to enter, where it has been given that.
     turn: Option<Turn>,
+}
+
+impl Kept {
+    /// The generation in which the socket has its session; a new one begins with 0.
+    fn generation(&self) -> i64 {
+        match &self.resuming {
+            Some(Resuming::From(recovered)) => recovered.generation,
+            Some(Resuming::Anew(_)) | None => 0,
+        }
+    }
 }
 
 /// Goes on with the session of the private id that a client shows, if that can be done.
