@@ -122,7 +122,7 @@ struct State {
     doubled: HashMap<ConnectionId, usize>,
     /// Sockets of other nodes.
     elsewhere: HashMap<ConnectionId, Key>,
-    memberships_ended: u64,
+    memberships_changed: u64,
     /// Grows with every change of anything here.
     revision: u64,
     /// Users whose last socket is gone, and when it went; kept for [`RETURN_WINDOW`].
@@ -164,7 +164,7 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Rooms {
     pub rooms: Vec<RoomId>,
-    /// [`Presence::memberships_ended`] before they were read.
+    /// [`Presence::memberships_changed`] before they were read.
     pub as_of: u64,
 }
 
@@ -225,13 +225,21 @@ impl Presence {
         state
     }
 
-    /// Counts a socket in. Without `rooms` only where the user is here already; with rooms that
-    /// may be out of date it asks for others.
+    /// Counts a socket in. Without `rooms` only where the user is known already, and of no study group
+    /// that they may have left meanwhile; with rooms that may be out of date it asks for others.
     pub fn connected(&self, caller: &Caller, rooms: Option<Rooms>, now: Timestamp) -> Coming {
         let mut state = self.edit();
         let key = (caller.tenant.clone(), caller.user.clone());
         let is_shared = self.shared.get().is_some();
         self.touch(&mut state, &key);
+        if state.users.get(&key).is_some_and(Entry::may_have_left_groups) {
+            match &rooms {
+                Some(Rooms { rooms, as_of }) if *as_of == state.memberships_changed => {
+                    state.know_groups(&key, rooms);
+                }
+                _ => return Coming::RoomsNeeded,
+            }
+        }
         if let Some(entry) = state.users.get_mut(&key) {
             let is_given_up = entry.is_about_to_be_given_up(now);
             let rooms =
@@ -247,7 +255,7 @@ impl Presence {
             return if is_given_up { Coming::Online(rooms) } else { Coming::WasHere };
         }
         let Some(Rooms { mut rooms, as_of }) = rooms else { return Coming::RoomsNeeded };
-        if as_of != state.memberships_ended {
+        if as_of != state.memberships_changed {
             return Coming::RoomsNeeded;
         }
         // What the socket was let into before it was counted.
@@ -375,6 +383,9 @@ impl Presence {
     /// The user has become a member of the room, with or without a socket in it.
     pub fn remember_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
         let mut state = self.edit();
+        if room.is_study_group() {
+            state.memberships_changed += 1;
+        }
         let key = (tenant.clone(), user.clone());
         self.touch(&mut state, &key);
         let Some(entry) = state.users.get_mut(&key) else { return };
@@ -386,14 +397,15 @@ impl Presence {
     /// The user is no member of the room any more.
     pub fn forget_member(&self, tenant: &TenantId, user: &UserId, room: &RoomId) {
         let mut state = self.edit();
-        state.memberships_ended += 1;
+        state.memberships_changed += 1;
         self.touch(&mut state, &(tenant.clone(), user.clone()));
         state.forget_member(tenant, user, room);
     }
 
-    /// Grows whenever a membership ends: rooms read before that may be out of date.
-    pub fn memberships_ended(&self) -> u64 {
-        self.lock().memberships_ended
+    /// Grows whenever a membership ends, and when that of a study group begins: rooms read before that
+    /// may be out of date.
+    pub fn memberships_changed(&self) -> u64 {
+        self.lock().memberships_changed
     }
 
     /// Whether a user who is here belongs to the room.
@@ -571,7 +583,9 @@ impl Presence {
     /// Sockets connected, to any node.
     pub fn all_connections(&self) -> usize {
         let state = self.lock();
-        state.connections.len() + state.elsewhere.len()
+        // Who has come back here may still be counted where it was.
+        let is_elsewhere = |id: &&ConnectionId| !state.connections.contains_key(*id);
+        state.connections.len() + state.elsewhere.keys().filter(is_elsewhere).count()
     }
 
     /// Forgets when users were last seen who can no longer come back with the token they had.
@@ -659,6 +673,23 @@ impl State {
         true
     }
 
+    /// These are the study groups of the user, and no others.
+    fn know_groups(&mut self, (tenant, user): &Key, rooms: &[RoomId]) {
+        let Some(entry) = self.users.get_mut(&(tenant.clone(), user.clone())) else { return };
+        let groups: HashSet<&RoomId> = rooms.iter().filter(|room| room.is_study_group()).collect();
+        let has_left = |room: &&RoomId| room.is_study_group() && !groups.contains(room);
+        let left: Vec<RoomId> = entry.member_of.iter().filter(has_left).cloned().collect();
+        for room in groups {
+            if entry.member_of.insert(room.clone()) {
+                let room = (tenant.clone(), room.clone());
+                self.online_members.entry(room).or_default().users.insert(user.clone());
+            }
+        }
+        for room in &left {
+            self.forget_member(tenant, user, room);
+        }
+    }
+
     /// Nobody has the user any more.
     fn remove(&mut self, key: &Key) -> Option<Entry> {
         let entry = self.users.remove(key)?;
@@ -702,6 +733,12 @@ impl State {
 }
 
 impl Entry {
+    /// Whether what is known of the user's study groups may be out of date: other nodes may have told of
+    /// it before it ended.
+    fn may_have_left_groups(&self) -> bool {
+        self.sockets == 0 && self.member_of.iter().any(RoomId::is_study_group)
+    }
+
     /// True when no socket of the user is left in the room, on any node.
     fn socket_left(&mut self, room: &RoomId) -> bool {
         match self.joined.get_mut(room) {

@@ -79,7 +79,7 @@ pub const SETTLING: Duration = Duration::from_secs(1);
 pub async fn connected(app: &App, caller: &Caller) -> Result<Vec<Effect>, Refusal> {
     let mut coming = app.presence.connected(caller, None, app.clock.now());
     while coming == Coming::RoomsNeeded {
-        let as_of = app.presence.memberships_ended();
+        let as_of = app.presence.memberships_changed();
         let mut reads = app.store.read().await?;
         let rooms = reads.rooms_of(&caller.tenant, &caller.user, presence::MAX_ROOMS).await?;
         let rooms = Some(Rooms { rooms, as_of });
@@ -109,14 +109,19 @@ pub struct Kept {
 /// [`SETTLING`] after a socket has come: what it should have without asking.
 ///
 /// Whatever one of these comes to, the others are brought all the same; the first failure is named.
-pub async fn settled(app: &App, caller: &Caller) -> (Vec<Effect>, Result<(), Refusal>) {
+pub async fn settled(
+    app: &App,
+    caller: &Caller,
+    goes_on: bool,
+) -> (Vec<Effect>, Result<(), Refusal>) {
     let path = caller.namespace;
     let (kept, mut result) = match kept(app, caller).await {
         Ok(kept) => (kept, Ok(())),
         Err(refusal) => (Kept::default(), Err(refusal)),
     };
     let mut effects = Vec::new();
-    if chat::Chat::PATHS.contains(&path) {
+    // Who goes on has its own rooms; those of the user's other sockets are for them to come back to.
+    if chat::Chat::PATHS.contains(&path) && !goes_on {
         result = result.and(returning::restore(app, caller, &kept.rooms, &mut effects).await);
     }
     // A socket that hears nothing of exams sits none.

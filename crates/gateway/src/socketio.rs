@@ -46,6 +46,8 @@ pub type NodeHub = Hub<Emitter>;
 
 /// A socket that another one goes on for has ended by then, or it is not there any more.
 const SUPERSEDED: Duration = Duration::from_secs(1);
+/// How often a room in which somebody speaks is read until it is shown as it is.
+const READ_AGAIN: u32 = 5;
 /// What a lost socket leaves behind is written by then.
 const PASSED_ON: Duration = Duration::from_millis(500);
 
@@ -240,7 +242,8 @@ impl Seat {
             return rooms;
         }
         let caller = self.current();
-        let (effects, result) = session::settled(&gateway.domain, &caller).await;
+        let (effects, result) =
+            session::settled(&gateway.domain, &caller, self.generation > 0).await;
         gateway.fanout.deliver(self, effects).await;
         let Err(refusal) = result else { return rooms };
         let code = refusal.code().as_str();
@@ -268,12 +271,13 @@ impl Seat {
                 (to_show.after, to_show.rooms.first().cloned())
             };
             let Some(room) = next else { return true };
-            if gateway.fanout.is_quiet(&caller.tenant, &room, after) {
+            let has_left = !caller.joined.contains(&room);
+            if has_left || gateway.fanout.is_quiet(&caller.tenant, &room, after) {
                 self.is_about_to_show(&room);
                 continue;
             }
             let Ok(_turn) = gateway.showing.try_acquire() else { return false };
-            let shown = returning::bring_back(&gateway.domain, &caller, &room, now).await;
+            let shown = self.read_room(gateway, &caller, &room, now).await;
             if shown.as_ref().is_err_and(|refusal| refusal.retry_after().is_some()) {
                 return false;
             }
@@ -283,6 +287,31 @@ impl Seat {
             if let Ok(mut effects) = shown {
                 effects.retain(|effect| !matches!(effect, Effect::Join { .. }));
                 gateway.fanout.deliver(self, effects).await;
+            }
+        }
+    }
+
+    /// What shows a room that the socket hears. Read again where something was said meanwhile: a page
+    /// that keeps to what it is shown would lose that.
+    async fn read_room(
+        &self,
+        gateway: &Gateway,
+        caller: &Caller,
+        room: &RoomId,
+        now: Timestamp,
+    ) -> Result<Vec<Effect>, Refusal> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let shown = returning::bring_back(&gateway.domain, caller, room, now).await?;
+            let is_old = shown.iter().any(|effect| match effect {
+                Effect::Join { after, .. } => {
+                    !gateway.fanout.is_quiet(&caller.tenant, room, *after)
+                }
+                _ => false,
+            });
+            if !is_old || tries == READ_AGAIN {
+                return Ok(shown);
             }
         }
     }

@@ -154,6 +154,13 @@ impl Entry {
         !self.is_here() && self.elsewhere.iter().all(is_due)
     }
 
+    /// Those of the sockets that no node tells of: who goes on elsewhere keeps the id.
+    fn without_told(&self, sockets: Vec<ConnectionId>) -> impl Iterator<Item = ConnectionId> {
+        let is_told =
+            |id: &ConnectionId| self.elsewhere.iter().any(|told| told.part.sockets.contains(id));
+        sockets.into_iter().filter(move |id| !is_told(id))
+    }
+
     fn part(&self) -> Option<Part> {
         self.is_here().then(|| Part {
             name: self.name.clone(),
@@ -300,9 +307,9 @@ impl State {
         told.part.is_settled = false;
         let (sockets, joined) = (take(&mut told.part.sockets), take(&mut told.part.joined));
         let left: Vec<RoomId> = joined.into_keys().filter(|room| !entry.is_in(room)).collect();
-        for id in &sockets {
-            self.elsewhere.remove(id);
-        }
+        entry.without_told(sockets).for_each(|id| {
+            self.elsewhere.remove(&id);
+        });
         let (tenant, user) = key;
         for room in &left {
             self.vacated(tenant, user, room);
@@ -332,17 +339,28 @@ impl State {
         let after = part.clone().unwrap_or_default();
         let mut entered: Vec<RoomId> =
             after.joined.keys().filter(|room| is_new(entry, room)).cloned().collect();
-        for id in &before.sockets {
-            self.elsewhere.remove(id);
-        }
+        entry.without_told(before.sockets).for_each(|id| {
+            self.elsewhere.remove(&id);
+        });
         for id in &after.sockets {
             self.elsewhere.insert(id.clone(), key.clone());
         }
+        let mut ended = Vec::new();
         if let Some(part) = part {
+            let has_ended = |room: &&RoomId| {
+                let is_told = |told: &Told| told.part.member_of.contains(*room);
+                !part.member_of.contains(*room) && !entry.elsewhere.iter().any(is_told)
+            };
+            if entry.sockets == 0 && entry.left_at.is_none() {
+                ended.extend(before.member_of.iter().filter(has_ended).cloned());
+            }
             if !entry.is_here() {
                 entry.name.clone_from(&part.name);
             }
-            for room in &part.member_of {
+            // Of study groups a node learns by itself while the user is there: what others tell may be
+            // from before a membership ended.
+            let is_here = entry.sockets > 0;
+            for room in part.member_of.iter().filter(|room| !(is_here && room.is_study_group())) {
                 if entry.member_of.insert(room.clone()) {
                     let room = (tenant.clone(), room.clone());
                     self.online_members.entry(room).or_default().users.insert(user.clone());
@@ -358,6 +376,9 @@ impl State {
         }
         for room in &left {
             self.vacated(tenant, user, room);
+        }
+        for room in &ended {
+            self.forget_member(tenant, user, room);
         }
         if is_nobodys {
             self.remove(key);
@@ -409,7 +430,7 @@ mod tests {
 
     fn comes(node: &Node, caller: &Caller, rooms: &[RoomId]) {
         if node.presence.connected(caller, None, START) == Coming::RoomsNeeded {
-            let as_of = node.presence.memberships_ended();
+            let as_of = node.presence.memberships_changed();
             let rooms = Some(Rooms { rooms: rooms.to_vec(), as_of });
             node.presence.connected(caller, rooms, START);
         }
@@ -498,6 +519,70 @@ mod tests {
         tell(&a, &b);
         assert!(b.presence.expire(later).is_empty());
         assert_eq!(b.presence.untold(9).len(), 0);
+    }
+
+    #[test]
+    fn a_session_that_moves_keeps_its_id_and_counts_once() {
+        let [a, b, c] = nodes();
+        let socket = caller("ana", "a1");
+        comes(&a, &socket, &[]);
+        tell(&a, &b);
+        c.presence.hear(&a.id, a.presence.everybody());
+        // Its node is gone, which is noticed later.
+        comes(&b, &socket, &[]);
+        assert_eq!(b.presence.all_connections(), 1);
+        tell(&b, &c);
+        for node in [&b, &c] {
+            node.presence.lose(&a.id, START, START);
+            assert!(node.presence.is_connection("a1"));
+            assert_eq!(node.presence.all_connections(), 1);
+        }
+        // The same where it tells by itself that it has the socket no more.
+        let [a, b, c] = nodes();
+        comes(&a, &socket, &[]);
+        let was = a.presence.everybody();
+        c.presence.hear(&a.id, was);
+        comes(&b, &socket, &[]);
+        tell(&b, &c);
+        a.presence.disconnected(&socket, START);
+        tell(&a, &c);
+        assert!(c.presence.is_connection("a1"));
+        b.presence.disconnected(&socket, START);
+        tell(&b, &c);
+        assert!(!c.presence.is_connection("a1"));
+    }
+
+    #[test]
+    fn what_was_told_before_a_membership_ended_brings_it_back_to_nobody() {
+        let [a, b] = nodes();
+        let group = room("study-group:g1");
+        let (page, tab, later) = (caller("ana", "a1"), caller("ana", "a2"), caller("ana", "b1"));
+        comes(&a, &page, std::slice::from_ref(&group));
+        tell(&a, &b);
+        let knows = |node: &Node| !node.presence.group_rooms(&page.tenant, &page.user).is_empty();
+        assert!(knows(&b));
+        b.presence.forget_member(&page.tenant, &page.user, &group);
+        // Told by a node that has not heard of it.
+        comes(&a, &tab, &[]);
+        tell(&a, &b);
+        assert!(knows(&b));
+        let come = |rooms| b.presence.connected(&later, rooms, START);
+        assert_eq!(come(None), Coming::RoomsNeeded);
+        let outdated = b.presence.memberships_changed() - 1;
+        let read = |as_of| Some(Rooms { rooms: Vec::new(), as_of });
+        assert_eq!(come(read(outdated)), Coming::RoomsNeeded);
+        assert_eq!(come(read(outdated + 1)), Coming::WasHere);
+        assert!(!knows(&b));
+        // While she is here, others have no say in it.
+        a.presence.settled(&page.tenant, &page.user);
+        tell(&a, &b);
+        assert!(!knows(&b));
+        // Who is not here is a member for as long as somebody says so.
+        b.presence.disconnected(&later, START);
+        b.presence.expire(START.after(GRACE));
+        a.presence.forget_member(&page.tenant, &page.user, &group);
+        tell(&a, &b);
+        assert!(!knows(&b));
     }
 
     /// Whoever looks first, and whoever hears of the other in between.

@@ -137,6 +137,23 @@ together("a session that two nodes are asked for at once goes on at one of them"
   }
 });
 
+together("a session that went on at another node is counted there, on every node", { nodes: 3 }, async (cluster) => {
+  const [first, second, third] = cluster.nodes;
+  const ana = await enters(first, "ana");
+  await eventually("she is known", async () => (await third.api("GET", "/v1/connections")).body.items.length === 1);
+  await pause(300);
+  await first.kill();
+  const heir = await enters(second, "ana", { pid: ana.pid });
+  assert.equal(heir.sid, ana.sid);
+  const counts = () => Promise.all([second, third].map(async (node) => [
+    (await (await fetch(`${node.url}/api/stats`)).json()).stats.activeConnections,
+    (await node.api("GET", "/v1/connections")).body.items.length,
+  ]));
+  const hasNoticed = (node) => node.log.some((line) => line.includes("a node is gone"));
+  await eventually("the loss is noticed", () => [second, third].every(hasNoticed), 20_000);
+  assert.deepEqual(await counts(), [[1, 1], [1, 1]]);
+});
+
 together("what is done once is done by one node, and by another when that is gone", { nodes: 3 }, async (cluster) => {
   const first = await cluster.holder();
   await first.kill();

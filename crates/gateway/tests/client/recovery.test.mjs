@@ -62,6 +62,58 @@ story("who goes on is shown the room anew, and hears nothing twice for it", {}, 
   }
 });
 
+story("who leaves a room right after going on is out of it, and stays out", {}, async (world) => {
+  const ana = await world.person("ana", COMES_BACK);
+  const ben = await world.person("ben");
+  for (const person of [ana, ben]) await person.joins("algebra");
+  const loses = async () => {
+    const back = once(ana.socket, "connect");
+    await cutsOff(ana);
+    await says(ben, "missed");
+    await within(5000, "Ana is back", back);
+    assert.equal(ana.socket.recovered, true);
+  };
+  await says(ben, "before");
+  await ana.hears("receive-message");
+  await pause(300);
+  await loses();
+  assert.equal((await ana.asks("leave-room", { roomId: "algebra" })).ok, true);
+  await ana.hears("room-left");
+  for (const person of [ana, ben]) person.forget();
+  await pause(1500);
+  assert.deepEqual([ana.unheard("room-joined"), ben.unheard("user-joined-room")], [[], []]);
+  await loses();
+  await pause(1500);
+  assert.deepEqual([told(ana), ana.unheard("room-joined")], [[], []]);
+});
+
+story("who goes on is not put into what a lost page of theirs was in", {
+  env: { CARILLON_SERVER__PING_INTERVAL: "1s", CARILLON_SERVER__PING_TIMEOUT: "2s" },
+}, async (world) => {
+  const way = await FaultProxy.before(Number(new URL(world.server.url).port));
+  const page = await Person.connect(way, "ana");
+  try {
+    await page.joins("algebra");
+    await pause(300);
+    way.hole();
+    const ana = await world.person("ana", COMES_BACK);
+    await ana.joins("algebra");
+    assert.equal((await ana.asks("leave-room", { roomId: "algebra" })).ok, true);
+    ana.forget();
+    const back = once(ana.socket, "connect");
+    await cutsOff(ana);
+    await within(5000, "Ana is back", back);
+    assert.equal(ana.socket.recovered, true);
+    await eventually("the other link is noticed to be broken", async () =>
+      (await world.server.metric("carillon_connections")) === 1);
+    await pause(1500);
+    assert.deepEqual(ana.unheard("room-joined"), []);
+  } finally {
+    page.leaves();
+    way.dispose();
+  }
+});
+
 story("who goes on in a room where nothing was said is not shown it", {}, async (world) => {
   const ana = await world.person("ana", COMES_BACK);
   await ana.joins("algebra");

@@ -31,7 +31,7 @@ fn mentor() -> Caller {
 
 /// What a socket of the caller is brought a moment after it came.
 async fn settled(app: &App, caller: &Caller) -> Vec<Effect> {
-    let (effects, result) = session::settled(app, caller).await;
+    let (effects, result) = session::settled(app, caller, false).await;
     result.unwrap();
     effects
 }

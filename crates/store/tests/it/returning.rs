@@ -39,7 +39,7 @@ async fn join(world: &World, socket: &Caller, rooms: &[&str]) {
 /// The rooms a socket is put into a moment after it has come.
 async fn returns(world: &World, socket: &Caller) -> Vec<String> {
     write(&world.app).await.unwrap();
-    let (effects, result) = settled(&world.app, socket).await;
+    let (effects, result) = settled(&world.app, socket, false).await;
     result.unwrap();
     let joins = effects.into_iter().filter_map(|effect| match effect {
         Effect::Join { room, .. } => Some(room.to_string()),
