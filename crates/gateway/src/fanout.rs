@@ -17,7 +17,7 @@ use std::{
 use carillon_domain::{
     App as Domain, Caller, ConnectionId, Effect, Emit, Offset, Refusal, RoomId, TenantId,
     Timestamp, UserId,
-    chat::typing_indicator::Typing,
+    chat::{returning::Change, typing_indicator::Typing},
     contract::{ALL_PATHS, Address, Event as _},
     credential::AuthExpiring,
     identity::Issue,
@@ -284,8 +284,9 @@ impl Fanout {
         self.subscribe(seat, room);
     }
 
-    /// Somebody else takes a socket out of a room.
+    /// Somebody else takes a socket out of a room: who goes on with its session is not in it either.
     pub fn exit(&self, seat: &Seat, room: &RoomId) {
+        self.domain.returning.note(&seat.caller, Change::Left(room.clone()));
         self.leave(seat, room);
     }
 
@@ -513,6 +514,14 @@ impl Fanout {
     pub fn position(&self, tenant: &TenantId) -> Option<Offset> {
         self.domain.recovery.window?;
         Some(self.lane(tenant)?.lock().delivered())
+    }
+
+    /// Does something that names where clients stand, as [`Self::position`] says it. Delivery stands
+    /// still meanwhile: nobody is set back behind what they have heard.
+    pub fn at_position(&self, tenant: &TenantId, act: impl FnOnce(Option<Offset>)) {
+        let lane = self.domain.recovery.window.and_then(|_| self.lane(tenant));
+        let progress = lane.as_ref().map(|lane| lane.lock());
+        act(progress.as_ref().map(|progress| progress.delivered()));
     }
 
     /// Sends what has no place in the order, here and elsewhere.

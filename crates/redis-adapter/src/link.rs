@@ -227,7 +227,7 @@ impl Link {
                 }
                 Err(error) => {
                     self.was_away.store(true, Ordering::Release);
-                    self.say_away(&error, failures);
+                    self.say_away(&error, failures == 0);
                 }
             }
             tokio::time::sleep(PAUSES[failures.min(PAUSES.len() - 1)]).await;
@@ -287,8 +287,10 @@ impl Link {
         loop {
             let lost = Arc::new(Notify::new());
             let subscribed = self.subscribe(subscriptions, received, &lost).await;
-            if subscribed.is_err() {
+            if let Err(error) = &subscribed {
                 self.was_away.store(true, Ordering::Release);
+                // One that takes what is published may refuse to pass anything on.
+                self.say_away(error, failures == 1 && self.publisher().is_some());
             }
             if let Ok(mut connection) = subscribed {
                 failures = 0;
@@ -343,9 +345,9 @@ impl Link {
         self.changed.notify_waiters();
     }
 
-    /// At the first attempt of a row only.
-    fn say_away(&self, error: &RedisError, failures: usize) {
-        if failures == 0 && self.up_since().is_none() {
+    /// Once in a row of attempts.
+    fn say_away(&self, error: &RedisError, is_due: bool) {
+        if is_due && self.up_since().is_none() {
             let kind = error.category();
             tracing::warn!(kind, "Redis cannot be reached: this node goes on by itself");
         }

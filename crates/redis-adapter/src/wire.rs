@@ -249,7 +249,7 @@ impl Request {
         };
         let rooms = || match (get(&value, "rooms"), get(&value, "room")) {
             (Some(rooms), _) => names(rooms),
-            (None, Some(room)) => name(room).map(|room| vec![room]),
+            (None, Some(room)) => Some(vec![name(room)]),
             (None, None) => None,
         };
         let ask = match number {
@@ -411,8 +411,18 @@ fn strings(names: &[String]) -> Value {
     Value::Array(names.iter().map(|name| Value::from(name.as_str())).collect())
 }
 
-/// Rooms may be numbers where an application names them so.
-fn name(value: &Value) -> Option<String> {
+/// A room that nobody is in: no name may contain this.
+const NOBODYS: &str = "\0";
+
+/// Rooms may be numbers where an application names them so. Anything else, as the `undefined` of a
+/// field that is not set, is a room as well, but nobody's: left out, a list of it would be empty,
+/// and mean everybody.
+fn name(value: &Value) -> String {
+    key(value).unwrap_or_else(|| NOBODYS.to_owned())
+}
+
+/// A text, or a number as one.
+fn key(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => text.as_str().map(str::to_owned),
         Value::Integer(number) => Some(number.to_string()),
@@ -423,7 +433,7 @@ fn name(value: &Value) -> Option<String> {
 fn names(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::Nil => Some(Vec::new()),
-        value => value.as_array()?.iter().map(name).collect(),
+        value => Some(value.as_array()?.iter().map(name).collect()),
     }
 }
 
@@ -482,7 +492,7 @@ impl<F: Fn(&[u8]) -> Kept> Serialize for Json<'_, F> {
             Value::Array(values) => serializer.collect_seq(values.iter().map(of)),
             Value::Map(fields) => {
                 let key = |key: &Value| {
-                    name(key).ok_or_else(|| S::Error::custom("a key that is no name"))
+                    self::key(key).ok_or_else(|| S::Error::custom("a key that is no name"))
                 };
                 let fields: Result<Vec<_>, _> =
                     fields.iter().map(|(name, value)| Ok((key(name)?, of(value)))).collect();

@@ -37,16 +37,10 @@ impl Node {
 
     /// An event of a server that is none of ours, or of an emitter.
     fn deliver_foreign(&self, gateway: &Gateway, broadcast: &wire::Broadcast) {
-        let mut data = broadcast.data.clone();
-        // A client takes a text at the end for an offset, and could not recover by another. Times
-        // become texts.
-        if matches!(data.last(), Some(Value::String(_) | Value::Ext(..)))
-            && let Some(Offset(offset)) = gateway.fanout.position(self.peers.names.shared_tenant())
-        {
-            data.push(offset.to_string().into());
-        }
-        let Some((event, attachments)) = wire::for_clients(&data) else { return };
         let (rooms, except) = self.peers.names.rooms(&broadcast.to);
+        if rooms.is_empty() {
+            return;
+        }
         let name = broadcast.data.first().and_then(Value::as_str).unwrap_or_default();
         let mut paths = paths_of(&broadcast.namespace);
         if broadcast.namespace == EVERYWHERE[0]
@@ -54,10 +48,21 @@ impl Node {
         {
             paths = row.paths;
         }
-        if !rooms.is_empty() {
+        let send = |data: &[Value]| {
+            let Some((event, attachments)) = wire::for_clients(data) else { return };
             let event = event.into();
             gateway.hub.broadcast(&Broadcast { event, attachments, paths, rooms, except });
+        };
+        // A client takes a text at the end for an offset, and could not recover by another. Times
+        // become texts.
+        if !matches!(broadcast.data.last(), Some(Value::String(_) | Value::Ext(..))) {
+            return send(&broadcast.data);
         }
+        let mut data = broadcast.data.clone();
+        gateway.fanout.at_position(self.peers.names.shared_tenant(), |position| {
+            data.extend(position.map(|Offset(offset)| offset.to_string().into()));
+            send(&data);
+        });
     }
 
     /// The sockets of this node that are meant.

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { io as connect } from "socket.io-client";
 import { DATABASES, Person, eventually, pause, silent, within } from "./harness.mjs";
-import { AdapterPeer, Redis, certify, together } from "./cluster.mjs";
+import { AdapterPeer, Redis, certify, cutsOff, together } from "./cluster.mjs";
 import { FaultProxy } from "./faults.mjs";
 import { enters } from "./raw.mjs";
 
@@ -406,6 +406,24 @@ together("Node servers ask, and are answered", ALONE, async (cluster) => {
   assert.equal((await ben.hears("receive-message")).message, "hello");
   io.in("user:ben").socketsLeave("algebra");
   await eventually("Ben is out", async () => (await io.in("algebra").fetchSockets()).length === 1);
+  // Who was taken out does not come back to it by losing the link.
+  const dan = await cluster.person(0, "dan", { reconnection: true, reconnectionDelay: 100 });
+  await dan.joins("algebra");
+  io.in("user:dan").socketsLeave("algebra");
+  await eventually("Dan is out", async () => (await io.in("algebra").fetchSockets()).length === 1);
+  await pause(300);
+  const back = once(dan.socket, "connect");
+  await cutsOff(dan);
+  await within(5000, "Dan is back", back);
+  assert.equal(dan.socket.recovered, true);
+  await pause(1500);
+  assert.equal((await io.in("algebra").fetchSockets()).length, 1);
+  dan.leaves();
+  // A room that is not set is nobody's, and what is said beside it holds.
+  assert.deepEqual(await within(4500, "nobody", io.in(undefined).fetchSockets()), []);
+  io.to(["algebra", undefined, 1.5]).except(null).emit("greeting", "hello");
+  await ana.hears("greeting");
+  await eventually("Dan is gone", async () => (await io.fetchSockets()).length === 2);
   // Clients answer.
   ana.socket.on("question", (what, answer) => answer({ was: what }));
   ben.socket.on("question", (what, answer) => answer({ was: what }));
