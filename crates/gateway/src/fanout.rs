@@ -286,7 +286,9 @@ impl Fanout {
 
     /// Somebody else takes a socket out of a room: who goes on with its session is not in it either.
     pub fn exit(&self, seat: &Seat, room: &RoomId) {
-        self.domain.returning.note(&seat.caller, Change::Left(room.clone()));
+        if seat.caller.joined.contains(room) {
+            self.domain.returning.note(&seat.caller, Change::Left(room.clone()));
+        }
         self.leave(seat, room);
     }
 

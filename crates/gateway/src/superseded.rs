@@ -29,11 +29,9 @@ impl Superseded {
     /// Somebody goes on with the session of that public id, as it was in that generation.
     pub fn note(&self, id: &ConnectionId, generation: i64) {
         let mut state = self.lock();
-        while let Some((at, oldest, of)) = state.order.pop_front() {
-            if at.elapsed() < REMEMBERED && state.order.len() < MAX {
-                state.order.push_front((at, oldest, of));
-                break;
-            }
+        let is_old = |(at, ..): &(Instant, ConnectionId, i64)| at.elapsed() >= REMEMBERED;
+        while state.order.len() >= MAX || state.order.front().is_some_and(is_old) {
+            let Some((_, oldest, of)) = state.order.pop_front() else { break };
             if state.generations.get(&oldest) == Some(&of) {
                 state.generations.remove(&oldest);
             }

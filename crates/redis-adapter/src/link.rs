@@ -84,6 +84,8 @@ pub struct Link {
     queued: Notify,
     publisher: Mutex<Option<MultiplexedConnection>>,
     is_subscribed: AtomicBool,
+    /// Redis takes nothing that is published: its user may not.
+    is_refused: AtomicBool,
     up_since: Mutex<Option<Instant>>,
     /// Set once it was not there.
     was_away: AtomicBool,
@@ -140,6 +142,7 @@ impl Link {
             queued: Notify::new(),
             publisher: Mutex::default(),
             is_subscribed: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
             up_since: Mutex::default(),
             was_away: AtomicBool::new(false),
             changed: Notify::new(),
@@ -273,9 +276,18 @@ impl Link {
         }
         let sent = timeout(ANSWER, pipe.query_async::<()>(connection)).await;
         let is_sent = matches!(sent, Ok(Ok(())));
+        let is_refused = matches!(&sent, Ok(Err(error)) if is_refusal(error));
         let counter = if is_sent { &self.counters.published } else { &self.counters.dropped };
         counter.fetch_add(count, Ordering::Relaxed);
-        is_sent
+        let is_news = (is_sent || is_refused)
+            && self.is_refused.swap(is_refused, Ordering::AcqRel) != is_refused;
+        if is_news {
+            if is_refused {
+                tracing::warn!("Redis refuses what is published: its user needs +publish");
+            }
+            self.note();
+        }
+        is_sent || is_refused
     }
 
     async fn keep_subscribed(
@@ -327,7 +339,9 @@ impl Link {
 
     /// Notes whether the link is up; says so when that has changed.
     fn note(&self) {
-        let is_up = self.is_subscribed.load(Ordering::Acquire) && self.publisher().is_some();
+        let is_up = self.is_subscribed.load(Ordering::Acquire)
+            && self.publisher().is_some()
+            && !self.is_refused.load(Ordering::Acquire);
         let mut up_since = self.up_since.lock().unwrap_or_else(PoisonError::into_inner);
         match (is_up, up_since.is_some()) {
             (true, false) => {
@@ -361,7 +375,16 @@ impl Link {
 
 async fn is_alive(connection: &mut MultiplexedConnection) -> bool {
     let ping = redis::cmd("PING");
-    matches!(timeout(ANSWER, ping.query_async::<String>(connection)).await, Ok(Ok(_)))
+    match timeout(ANSWER, ping.query_async::<String>(connection)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => is_refusal(&error),
+        Err(_) => false,
+    }
+}
+
+/// Whether Redis is there, and does not let its user do that.
+fn is_refusal(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM")
 }
 
 /// Runs on the connection's own task: it must not wait.

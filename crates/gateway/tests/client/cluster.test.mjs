@@ -352,6 +352,30 @@ together("a Redis that hangs holds up nothing here", ALONE, async (cluster) => {
   await eventually("it is heard again", async () => (await cluster.nodes[0].metric("carillon_redis_up")) === 1);
 });
 
+together("a Redis that takes nothing from a node is as good as away, and is so once in the log", ALONE, async (cluster) => {
+  const [node] = cluster.nodes;
+  const admin = await cluster.redis.client();
+  const ready = async () => (await (await fetch(`${node.url}/readyz`)).json()).detail;
+  const lines = (text) => node.log.filter((line) => line.includes(text)).length;
+  try {
+    await eventually("all is well", async () => (await ready()) !== "degraded");
+    await admin.sendCommand(["ACL", "SETUSER", "default", "-publish", "-ping"]);
+    await eventually("that is noticed", async () => (await ready()) === "degraded");
+    const ana = await cluster.person(0, "ana");
+    await ana.joins("algebra");
+    for (let count = 0; count < 10; count += 1) {
+      assert.equal((await ana.asks("send-message", { roomId: "algebra", message: `${count}` })).ok, true);
+      await ana.hears("receive-message");
+      await pause(200);
+    }
+    assert.deepEqual([await ready(), lines("Redis refuses"), lines("Redis is there")], ["degraded", 1, 1]);
+    await admin.sendCommand(["ACL", "SETUSER", "default", "+publish", "+ping"]);
+    await eventually("it is taken again", async () => (await ready()) !== "degraded");
+  } finally {
+    await admin.quit();
+  }
+});
+
 // Among Node servers.
 
 together("Node servers and emitters speak to everybody here", ALONE, async (cluster) => {
