@@ -55,7 +55,7 @@ use crate::{
 };
 
 /// The read buffer of a WebSocket; larger messages grow it while they are read.
-const READ_BUFFER: usize = 512;
+const READ_BUFFER: usize = 384;
 /// A client that has not finished CONNECT by then is closed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(45);
 /// Past the ping timeout, the engine has closed a polling session by itself.
