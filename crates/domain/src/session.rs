@@ -109,6 +109,7 @@ pub struct Kept {
 /// [`SETTLING`] after a socket has come: what it should have without asking.
 ///
 /// Whatever one of these comes to, the others are brought all the same; the first failure is named.
+/// `goes_on`: the socket has a session of its own again, with the rooms of that.
 pub async fn settled(
     app: &App,
     caller: &Caller,
